@@ -1,0 +1,74 @@
+# Every target sets up what it needs: a virtual environment in .venv with the package and its tools.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+DATASET ?= mnist
+SEED ?= 0
+BIN := .venv/bin
+VAE := $(BIN)/vae
+
+demo: Z_DIM ?= 4
+demo: EPOCHS ?= 5
+demo: OUT ?= outputs/demo
+train results-z%: EPOCHS ?= 50
+train: Z_DIM ?= 2
+train: OUT ?= outputs/$(DATASET)-z$(Z_DIM)
+
+.PHONY: help
+help: ## Show this list
+	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0]"
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: .venv/installed ## Make .venv with the package and its development tools
+
+.venv/installed: pyproject.toml
+	@echo "Installing into .venv: PyTorch with its CUDA libraries takes some minutes and about 6 GB" >&2
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# All six commands on one run; figures and tables lie beside the weights.
+define all_six
+$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d $(DATASET) --seed $(SEED) -o $(OUT)
+$(VAE) test $(OUT) | tee $(OUT)/test.tsv
+$(VAE) encode $(OUT) -o $(OUT)/codes.csv
+$(VAE) sample $(OUT) --from train -o $(OUT)/samples.png
+$(VAE) scatter $(OUT)
+$(VAE) curves $(OUT)
+endef
+
+.PHONY: demo
+demo: install ## Train z_dim 4 for 5 epochs, then use all six commands, into outputs/demo
+	$(all_six)
+
+.PHONY: train
+train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
+	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d $(DATASET) --seed $(SEED) -o $(OUT)
+
+.PHONY: results
+results: results-z2 results-z4 ## The tutorial's results: z_dim 2 and 4, 50 epochs each, with figures
+
+.PHONY: results-z2 results-z4
+results-z2 results-z4: results-z%: install
+	$(eval Z_DIM := $*)
+	$(eval OUT := outputs/$(DATASET)-z$*)
+	$(all_six)
+
+.PHONY: test
+test: install ## Run the tests, with coverage
+	$(BIN)/python -m pytest --cov
+
+.PHONY: lint
+lint: install ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: clean
+clean: ## Remove .venv and caches; outputs stay
+	rm -rf .venv dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,26 @@
+"""A convolutional VAE for MNIST-like images: train, test, encode, sample, scatter, curves."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vaecli.model import ConvVAE
+
+__all__ = ["load_model"]
+
+
+def load_model(path: str | os.PathLike[str], device: str = "cpu") -> "ConvVAE":
+    """The trained ConvVAE in a `.safetensors` file or a run folder (its last checkpoint), in eval mode.
+
+    Raises vaecli.errors.CheckpointError for a file that is no sound checkpoint of this model.
+
+    Example:
+        >>> model = vaecli.load_model("outputs/mnist-z2")
+        >>> digits = model.decode(torch.randn(10, model.z_dim)).sigmoid()  # (10, 1, 28, 28)
+    """
+    # Imported here: torch takes seconds, and `vae --help` passes through this file.
+    from vaecli.checkpoint import load
+    from vaecli.run import find_checkpoint
+    from vaecli.runtime import choose_device
+
+    return load(find_checkpoint(path), choose_device(device))[0]

@@ -1,0 +1,7 @@
+"""`python -m vaecli` is `vae`."""
+
+import sys
+
+from vaecli.cli import main
+
+sys.exit(main())

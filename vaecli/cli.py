@@ -1,0 +1,371 @@
+"""`vae`: six commands, each of them options -> one service call -> one answer.
+
+Services are imported inside the commands: torch takes seconds, and `vae --help` shall not.
+"""
+
+import os
+import shlex
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from vaecli import console, options
+from vaecli.errors import UsageError
+from vaecli.run import Settings, default_folder
+
+app = typer.Typer(
+    name="vae",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_RECIPE = Settings()
+
+
+def main(args: list[str] | None = None) -> int:
+    """The entry point: runs the command line and returns the exit code."""
+    return console.run(app, args)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.answer(f"vae {version('vaecli')}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _vae(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train and use a convolutional variational autoencoder on MNIST-like images.
+
+    \b
+    Begin with:
+      ckpt=$(vae train --z-dim 2 --epochs 5)
+      vae test "$ckpt"
+      vae scatter "$ckpt"
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+@console.border
+def train(
+    context: typer.Context,
+    z_dim: options.ZDim = _RECIPE.z_dim,
+    epochs: options.Epochs = _RECIPE.epochs,
+    batch_size: options.BatchSize = _RECIPE.batch_size,
+    lr: options.LearningRate = _RECIPE.lr,
+    beta: options.Beta = _RECIPE.beta,
+    dataset: options.TrainDataset = _RECIPE.dataset,
+    data_dir: options.DataDir = None,
+    output_dir: options.OutputDir = None,
+    checkpoint_every: options.CheckpointEvery = _RECIPE.checkpoint_every,
+    log_interval: options.LogInterval = _RECIPE.log_interval,
+    precision: options.TrainPrecision = "auto",
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    seed: options.TrainSeed = _RECIPE.seed,
+    device: options.Device = _RECIPE.device,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a model. The answer is the path of its last checkpoint.
+
+    The run folder gets config.json, metrics.jsonl (a line an epoch), check10.safetensors and so on,
+    and state.safetensors, from which --resume goes on exactly, also after a crash. Losses are the
+    mean negative ELBO in nats per image.
+
+    \b
+    Examples:
+      vae train --z-dim 4 --epochs 50
+      vae train --z-dim 4 --epochs 80 --resume
+      vae train --dataset my-digits/ --output-dir runs/mine
+      ckpt=$(vae train -q)
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other. Choose one.")
+    from vaecli.services.train import train as service
+
+    settings = Settings(
+        z_dim=z_dim,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        beta=beta,
+        seed=seed,
+        dataset=dataset,
+        data_dir=data_dir,
+        precision=precision,
+        device=device,
+        checkpoint_every=checkpoint_every,
+        log_interval=log_interval,
+    )
+    folder = output_dir or default_folder(dataset, z_dim)
+    with console.observer(quiet) as observer:
+        trained = service(
+            settings,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            typed=_typed(context),
+            observer=observer,
+        )
+        if trained is None:
+            return
+        quoted = shlex.quote(trained.checkpoint)
+        observer.note(
+            f"{trained.epochs} epochs done: training loss {trained.train_losses[-1]:.2f}, "
+            f"test loss {trained.test_losses[-1]:.2f} nats per image. Next:"
+        )
+        for command in ("test", "sample", "scatter", "curves"):
+            observer.note(f"  vae {command} {quoted}")
+    console.answer_json(trained) if json else console.answer(trained.checkpoint)
+
+
+@app.command("test")
+@console.border
+def evaluate(
+    ckpt: options.Checkpoint,
+    split: options.Split = "test",
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    seed: options.Seed = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure the negative ELBO on a split.
+
+    Prints means over all images in nats per image, with standard errors (_se): loss =
+    reconstruction + kl, one z sampled an image. bits_per_dim is loss / (784 ln 2).
+
+    \b
+    Examples:
+      vae test outputs/mnist-z2
+      vae test outputs/mnist-z2 --split train
+      vae test outputs/mnist-z2 --json | jq .loss
+    """
+    from vaecli.services.evaluate import evaluate as service
+
+    with console.observer(quiet) as observer:
+        result = service(
+            ckpt, split=split, seed=seed, dataset=dataset, data_dir=data_dir, device=device, observer=observer
+        )
+    console.answer_json(result) if json else console.answer_lines(result)
+
+
+@app.command()
+@console.border
+def encode(
+    ckpt: options.Checkpoint,
+    inputs: options.Inputs = None,
+    split: options.Split = "test",
+    output: options.TableOutput = "-",
+    form: options.TableFormat = None,
+    sample: options.WithSample = False,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    seed: options.Seed = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Turn images into a table of codes.
+
+    A code is the mean and the log-variance of an image's posterior. The table has a row an image:
+    index,label,mean_0,...,logvar_0,... for a split or IDX files, path,label,... for image files and
+    folders of them. Pictures of other sizes and colours are converted to 28x28 grey.
+
+    \b
+    Examples:
+      vae encode outputs/mnist-z2 | head -3
+      vae encode outputs/mnist-z2 --split train -o codes.npz
+      vae encode outputs/mnist-z2 scans/ photo.jpg --format jsonl
+    """
+    chosen = form or _format(output, ("csv", "jsonl", "npz", "safetensors"), "csv", "--format")
+    if json and output == "-":
+        raise UsageError("--json and the table would share stdout. Use --format jsonl, or -o FILE.")
+    from vaecli.services.encode import encode as service
+
+    with console.observer(quiet) as observer:
+        result = service(
+            ckpt,
+            inputs or [],
+            output=_target(output),
+            form=chosen,
+            split=split,
+            sample=sample,
+            seed=seed,
+            dataset=dataset,
+            data_dir=data_dir,
+            device=device,
+            observer=observer,
+        )
+    _answer_output(result, json)
+
+
+@app.command()
+@console.border
+def sample(
+    ckpt: options.Checkpoint,
+    source: options.From = "prior",
+    count: options.Count = 100,
+    pairs: options.Pairs = False,
+    output: options.ImagesOutput = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    seed: options.Seed = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make images from the decoder.
+
+    The codes come from the prior, or from encoding the images of a split.
+
+    A .png is one grid; a .npz holds 'images', uint8 (N, 28, 28), which --dataset reads back. The
+    same command makes the same bytes.
+
+    \b
+    Examples:
+      vae sample outputs/mnist-z2
+      vae sample outputs/mnist-z2 --from train --pairs -n 50
+      vae sample outputs/mnist-z2 -n 10000 -o generated.npz
+    """
+    output = output or _beside(ckpt, "samples.png")
+    form = _format(output, ("png", "npz"), "png", "-o")
+    _check_json(json, output)
+    from vaecli.services.sample import sample as service
+
+    with console.observer(quiet) as observer:
+        result = service(
+            ckpt,
+            output=_target(output),
+            form=form,
+            source=source,
+            count=count,
+            pairs=pairs,
+            seed=seed,
+            dataset=dataset,
+            data_dir=data_dir,
+            device=device,
+            observer=observer,
+        )
+    _answer_output(result, json)
+
+
+@app.command()
+@console.border
+def scatter(
+    ckpt: options.Checkpoint,
+    split: options.Split = "test",
+    output: options.ScatterOutput = None,
+    dataset: options.Dataset = None,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw the latent space, coloured by class.
+
+    The points are the posterior means of a split. A panel for each pair of dimensions: (0, 1), (2, 3) and so on.
+
+    \b
+    Examples:
+      vae scatter outputs/mnist-z2
+      vae scatter outputs/mnist-z2 --split train -o latent.svg
+    """
+    output = output or _beside(ckpt, "scatter.png")
+    form = _format(output, ("png", "svg", "pdf"), "png", "-o")
+    _check_json(json, output)
+    from vaecli.services.scatter import scatter as service
+
+    with console.observer(quiet) as observer:
+        result = service(
+            ckpt,
+            output=_target(output),
+            form=form,
+            split=split,
+            dataset=dataset,
+            data_dir=data_dir,
+            device=device,
+            observer=observer,
+        )
+    _answer_output(result, json)
+
+
+@app.command()
+@console.border
+def curves(
+    runs: options.Runs,
+    metric: options.CurveMetric = "loss",
+    output: options.CurvesOutput = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw the learning curves of runs.
+
+    Training and test loss by epoch, of one or several runs, finished or not.
+
+    \b
+    Examples:
+      vae curves outputs/mnist-z2
+      vae curves outputs/mnist-z2 outputs/mnist-z4 --metric kl -o kl.pdf
+    """
+    output = output or (_beside(runs[0], "curves.png") if len(runs) == 1 else "curves.png")
+    form = _format(output, ("png", "svg", "pdf"), "png", "-o")
+    _check_json(json, output)
+    from vaecli.services.curves import curves as service
+
+    _answer_output(service(runs, output=_target(output), form=form, metric=metric), json)
+
+
+def _typed(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {
+        name
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE" and hasattr(_RECIPE, name)
+    }
+
+
+def _beside(checkpoint: str, name: str) -> str:
+    """A file in the run folder that a checkpoint argument is, or is in."""
+    return os.path.join(checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint), name)
+
+
+def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> Any:
+    """The output's format by its suffix; the default on stdout. Raises UsageError for any other."""
+    suffix = os.path.splitext(output)[1].lower().removeprefix(".")
+    if output == "-" or suffix in known:
+        return default if output == "-" else suffix
+    if not suffix and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output):
+        return default  # a device, such as /dev/null, or a named pipe
+    names = ", ".join(f".{name}" for name in known)
+    raise UsageError(f"No format for '{output}': its suffix is none of {names}. Choose one of them with {remedy}.")
+
+
+def _check_json(json: bool, output: str) -> None:
+    if json and output == "-":
+        raise UsageError("--json and the file would share stdout. Use -o FILE.")
+
+
+def _target(output: str) -> str | BinaryIO:
+    return console.stdout() if output == "-" else output
+
+
+def _answer_output(result: Any, json: bool) -> None:
+    """Where the file went; nothing, if the answer itself went to stdout."""
+    if result.output != "-":
+        console.answer_json(result) if json else console.answer(result.output)

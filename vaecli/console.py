@@ -1,0 +1,230 @@
+"""The only module that writes to the terminal: answers to stdout, everything for people to stderr.
+
+Answers and errors are plain writes, never wrapped or coloured. Rich draws bars, on a terminal only.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, BinaryIO, ParamSpec
+
+import typer
+
+from vaecli.errors import Interrupted, UsageError, VaeError
+from vaecli.files import open_output
+from vaecli.metrics import EpochRecord
+from vaecli.services import Observer
+
+Arguments = ParamSpec("Arguments")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def answer(text: str) -> None:
+    """One line of the command's answer; paths come out as the bytes that went in."""
+    with open_output(stdout()) as stream:
+        stream.write(os.fsencode(text) + b"\n")
+
+
+def answer_json(result: Any) -> None:
+    """A result dataclass as exactly one JSON object; measures not taken (None) are absent."""
+    values = {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
+    answer(json.dumps(values, allow_nan=False))
+
+
+def answer_lines(result: Any) -> None:
+    """A result dataclass as `key<TAB>value` lines, numbers with six decimals."""
+    for name, value in dataclasses.asdict(result).items():
+        if value is not None:
+            answer(f"{name}\t{value:.6f}" if isinstance(value, float) else f"{name}\t{value}")
+
+
+def stdout() -> BinaryIO:
+    """stdout for bytes. Raises BrokenPipeError if there is none any more."""
+    if sys.stdout is None:
+        raise BrokenPipeError
+    return sys.stdout.buffer
+
+
+def tell(text: str) -> None:
+    """One line for people, on stderr. A stderr that is closed or full is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(_printable(text) + "\n")
+        sys.stderr.flush()
+
+
+def _printable(text: str) -> str:
+    """Names may hold anything: control characters and broken bytes are shown, not sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def border(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """A command whose expected failures end as one line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except VaeError as error:
+            tell(f"Error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:  # the reader has what it wanted: `vae encode ... | head`
+            _drop_stdout()
+            raise typer.Exit(0) from None
+
+    return guarded
+
+
+def run(app: typer.Typer, args: list[str] | None) -> int:
+    """Run the app as a process does: signals, usage errors and a closed stdout end as they should."""
+    try:
+        with _signals_raise():
+            code = app(args, prog_name="vae", standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+    except typer.TyperException as error:
+        tell(f"Error: {_one_line(error)}")
+        return error.exit_code
+    except Interrupted as stop:
+        # A shell loop stops only if the command dies of the signal itself.
+        signal.signal(stop.signum, signal.SIG_DFL)
+        os.kill(os.getpid(), stop.signum)
+        return 128 + stop.signum
+    except (SystemExit, BrokenPipeError) as stop:
+        # typer ends the process itself when printing help to a reader that has left.
+        if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        _drop_stdout()
+        return 0
+
+
+def _one_line(error: typer.TyperException) -> str:
+    text = " ".join(error.format_message().split())
+    text = text if text.endswith((".", "?", "!")) else f"{text}."
+    return text if error.exit_code != UsageError.exit_code else f"{text} See 'vae --help'."
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Within the block a signal raises Interrupted; one that is ignored (nohup, `&`) stays ignored."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    for signum, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _drop_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush cannot fail either."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, sys.stdout.fileno())
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def observer(quiet: bool) -> Iterator[Observer]:
+    """What tells people of a service's progress: bars on a terminal, lines elsewhere, or nothing."""
+    if quiet:
+        yield Observer()
+        return
+    speaking = _Bars() if sys.stderr is not None and sys.stderr.isatty() else _Lines()
+    try:
+        yield speaking
+    finally:
+        speaking.close()
+
+
+def epoch_line(record: EpochRecord, epochs: int, seconds_left: float) -> str:
+    """What a finished epoch brought, for people."""
+    speed = f"  {record.images_per_second:,.0f} images/s" if record.images_per_second else ""
+    left = f"  {duration(seconds_left)} left" if record.epoch < epochs else ""
+    return (
+        f"epoch {record.epoch}/{epochs}  train loss {record.train_loss:.2f}  "
+        f"test loss {record.test_loss:.2f}{speed}{left}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Lines(Observer):
+    """A plain line for every loss and every epoch: for pipes, logs and CI."""
+
+    def __init__(self) -> None:
+        self._what, self._images, self._done = "", 0, 0
+
+    def note(self, text: str) -> None:
+        tell(text)
+
+    def begin(self, what: str, images: int) -> None:
+        self._what, self._images, self._done = what, images, 0
+
+    def advance(self, images: int, loss: float | None = None) -> None:
+        self._done += images
+        if loss is not None:
+            tell(f"{self._what}  {self._done / self._images:4.0%}  loss {loss:.2f}")
+
+    def finish_epoch(self, record: EpochRecord, epochs: int, seconds_left: float) -> None:
+        tell(epoch_line(record, epochs, seconds_left))
+
+
+class _Bars(Observer):
+    """One live bar on the terminal; what is worth keeping scrolls by above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(markup=False),
+            TextColumn("{task.fields[loss]}", markup=False),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, markup=False, highlight=False),
+            transient=True,
+            refresh_per_second=5,
+        )
+        self._task = self._progress.add_task("", loss="", visible=False)
+
+    def note(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that has gone is no reason to stop
+            self._progress.console.print(_printable(text), soft_wrap=True)
+
+    def begin(self, what: str, images: int) -> None:
+        with contextlib.suppress(OSError):
+            self._progress.reset(self._task, total=images, description=what, visible=True, loss="")
+            self._progress.start()
+
+    def advance(self, images: int, loss: float | None = None) -> None:
+        if loss is not None:
+            self._progress.update(self._task, loss=f"loss {loss:.2f}")
+        self._progress.advance(self._task, images)
+
+    def finish_epoch(self, record: EpochRecord, epochs: int, seconds_left: float) -> None:
+        self.note(epoch_line(record, epochs, seconds_left))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._progress.stop()

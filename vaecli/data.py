@@ -1,0 +1,179 @@
+"""Data sets as tensors: a split is one uint8 tensor of images, and one of labels if it has any.
+
+`--dataset` is the name of a known set (see `sources`), a folder of IDX files, a folder of images,
+or a `.npz`. Whatever it is, a split comes out as uint8 (N, 28, 28).
+"""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from vaecli.catalog import IDX_FILES, NAMED
+from vaecli.errors import DataError
+from vaecli.idx import MAX_BYTES, IdxFile
+from vaecli.images import SIDE, Pixels, fit_all, list_images, read_images
+from vaecli.sources import find_file, locate, read_with_torchvision
+
+SplitName = Literal["train", "test"]
+Note = Callable[[str], None]
+
+MAX_LABEL = 9_999
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: images uint8 (N, 28, 28), labels int64 (N,) or none, and the names of the classes."""
+
+    images: Tensor
+    labels: Tensor | None
+    class_names: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """A digest over shape, pixels and labels."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
+
+
+def load(dataset: str, split: SplitName, data_dir: str | None, note: Note) -> Split:
+    """One split of a data set; a named set that is not there yet is downloaded.
+
+    `note` hears of downloads and of converted images. Raises DataError if the data set does not
+    exist, cannot be read, or has no images in this split.
+    """
+    if dataset in NAMED:
+        found = _load_named(dataset, split, data_dir, note)
+    elif os.path.isdir(dataset):
+        found = _load_folder(dataset, split, note)
+    elif os.path.isfile(dataset):
+        found = _load_npz(dataset, split)
+    elif os.path.exists(dataset):
+        raise DataError(f"{dataset} is neither a folder nor a regular file. Check --dataset.")
+    else:
+        raise DataError(
+            f"No data set '{dataset}': no such path, and none of the names {', '.join(NAMED)}. Check --dataset."
+        )
+    if not len(found.images):
+        raise DataError(f"The {split} split of {dataset} has no images. Use another --dataset.")
+    return found
+
+
+def _load_named(name: str, split: SplitName, data_dir: str | None, note: Note) -> Split:
+    known = NAMED[name]
+    folder = locate(name, split, data_dir, note)
+    if known.files:
+        images, labels = _read_idx_pair(folder, known.files[split], note)
+    else:
+        pixels, classes = read_with_torchvision(known, folder, split)
+        images, labels = fit_all(pixels, note), classes.astype(np.int64)
+    labels = labels - known.first_label
+    if known.transposed:
+        images = np.ascontiguousarray(images.transpose(0, 2, 1))
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(known.class_names):
+        raise DataError(f"The labels in {folder} are not those of {name}. Check --data-dir.")
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), known.class_names)
+
+
+def _read_idx_pair(folder: Path, names: tuple[str, str], note: Note) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Images uint8 (N, 28, 28) and labels int64 (N,) of one split."""
+    for name in names:
+        if find_file(folder, name) is None:
+            raise DataError(f"{folder} has no {name}, gzipped or not. Put it there.")
+    image_path, label_path = (cast(Path, find_file(folder, name)) for name in names)
+    images, labels = IdxFile(image_path).read(), IdxFile(label_path).read()
+    if images.ndim != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
+        raise DataError(f"{image_path} holds no images: {images.dtype} {images.shape}. Get the file anew.")
+    if labels.ndim == 2:  # QMNIST: the class, then seven columns of provenance
+        labels = labels[:, 0]
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"{label_path} holds {labels.shape} labels for {len(images):,} images. Get the files anew.")
+    return fit_all(images, note), labels.astype(np.int64)
+
+
+def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
+    if any(find_file(Path(folder), name) for pair in IDX_FILES.values() for name in pair):
+        images, labels = _read_idx_pair(Path(folder), IDX_FILES[split], note)
+        return _labelled(images, labels, folder)
+    parts = {name: os.path.join(folder, name) for name in ("train", "test")}
+    if all(os.path.isdir(part) for part in parts.values()):
+        listed = {name: list_images(part) for name, part in parts.items()}
+    else:
+        rows = list_images(folder)
+        listed = {name: [rows[i] for i in _rows_of(name, len(rows), folder)] for name in parts}
+    # Both splits must agree on what a label means, even if one of them lacks a class.
+    names = tuple(sorted({name for rows in listed.values() for _, name in rows if name is not None}))
+    rows = listed[split]
+    images = read_images([path for path, _ in rows], note)
+    if not names:
+        return Split(torch.from_numpy(images), None, ())
+    for path, name in rows:
+        if name is None:
+            raise DataError(f"{path} lies in no class folder, though others do. Move it into one.")
+    labels = np.array([names.index(str(name)) for _, name in rows], np.int64)
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), names)
+
+
+def _rows_of(split: str, count: int, where: str) -> Sequence[int]:
+    """Without splits of its own, every tenth image of a data set is the test split."""
+    if count < 10:
+        raise DataError(f"{where} has {count} images and no test split. Give at least 10 images, or a test split.")
+    return [row for row in range(count) if (row % 10 == 9) == (split == "test")]
+
+
+def _load_npz(path: str, split: SplitName) -> Split:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = set(archive.namelist())
+            own = "test_images.npy" in held
+            prefix = "test_" if own and split == "test" else ""
+            if f"{prefix}images.npy" not in held:
+                raise DataError(f"{path} has no array 'images'. Save it with numpy.savez(path, images=images).")
+            images = _read_npy(archive, f"{prefix}images", path)
+            labels = _read_npy(archive, f"{prefix}labels", path) if f"{prefix}labels.npy" in held else None
+    # What zipfile raises on a damaged archive is documented nowhere in full.
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise DataError(f"{path} is no data set: a damaged .npz, or none at all ({error}). Check --dataset.") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
+        raise DataError(f"'{prefix}images' in {path} is {images.dtype} {images.shape}. Make it uint8 (N, 28, 28).")
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
+        raise DataError(f"'{prefix}labels' in {path} is {labels.dtype} {labels.shape}. Make it one integer an image.")
+    if not own:
+        rows = _rows_of(split, len(images), path)
+        images, labels = images[rows], None if labels is None else labels[rows]
+    if labels is None:
+        return Split(torch.from_numpy(images), None, ())
+    return _labelled(images, labels.astype(np.int64), path)
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str, path: str) -> npt.NDArray[Any]:
+    """One array of a `.npz`, never a pickled one; a header that claims more than it holds takes no memory."""
+    with archive.open(f"{name}.npy") as stream:
+        version = npy.read_magic(stream)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
+        size = archive.getinfo(f"{name}.npy").file_size
+        if dtype.hasobject or dtype.itemsize * int(np.prod(shape, dtype=object)) > min(size, MAX_BYTES):
+            raise DataError(f"'{name}' in {path} is no plain array that fits its file. Save it anew.")
+        flat = np.frombuffer(bytearray(stream.read(MAX_BYTES)), dtype, count=int(np.prod(shape, dtype=object)))
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _labelled(images: Pixels, labels: npt.NDArray[np.int64], where: str) -> Split:
+    """A split whose classes have no names but their numbers."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= MAX_LABEL:
+        raise DataError(f"Labels in {where} run from {labels.min()} to {labels.max()}. Use 0 to {MAX_LABEL:,}.")
+    names = tuple(str(label) for label in range(int(labels.max()) + 1)) if len(labels) else ()
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), names)

@@ -1,0 +1,187 @@
+"""Files in and out: written whole or not at all, read only when they are what they should be."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import secrets
+import stat
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from vaecli.errors import VaeError
+
+Record = TypeVar("Record")
+
+
+def reason(error: OSError) -> str:
+    """The system's own words for a failure, without Python's error number."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` when the block ends well, and not at all otherwise.
+
+    The bytes go to a temporary file beside the target, reach the disk, and take the target's name
+    in one step; the folder is synced, so the new name survives a power cut. The mode is the one a
+    plain `open` gives. A link is followed; a target that exists and is no regular file
+    (`/dev/null`, a pipe) is written straight. With `parents`, missing folders are made.
+
+    Raises VaeError where the system refuses, a full disk in the middle of the block included.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        try:
+            mode = target.stat().st_mode
+        except FileNotFoundError:
+            mode = None
+            if parents:
+                target.parent.mkdir(parents=True, exist_ok=True)
+        if mode is not None and not stat.S_ISREG(mode):
+            with target.open("wb") as stream:
+                yield stream
+            return
+        temporary = target.with_name(f".vae-{secrets.token_hex(8)}.tmp")
+        try:
+            with open(temporary, "xb") as stream:
+                if mode is not None:
+                    os.fchmod(stream.fileno(), stat.S_IMODE(mode))
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise VaeError(
+            f"Cannot write {os.fspath(path)}: {reason(error)}. "
+            "Free some space, fix the permissions or choose another place."
+        ) from error
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes, *, parents: bool = False) -> None:
+    """Put `data` at `path`, whole or not at all (see `open_whole`)."""
+    with open_whole(path, parents=parents) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def open_output(output: str | BinaryIO) -> Iterator[BinaryIO]:
+    """What a command answers with: a path, written whole and its folders made, or an open stream.
+
+    Raises VaeError if the system refuses; BrokenPipeError passes, because a reader may leave early.
+    """
+    if isinstance(output, str):
+        with open_whole(output, parents=True) as stream:
+            yield stream
+        return
+    try:
+        yield output
+        output.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise VaeError(f"Cannot write to standard output: {reason(error)}. Write to a file with -o.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems cannot sync a folder; the file itself is safe all the same.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError] = VaeError) -> bytes:
+    """The bytes of a regular file (links followed) of at most `limit` bytes.
+
+    Raises `error` for anything else. The file is opened without waiting, so that a pipe with no
+    writer is refused and not waited for.
+    """
+    name = os.fspath(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise error(f"{name} is a folder. Name a file in it.")
+            if not stat.S_ISREG(status.st_mode):
+                raise error(f"{name} is not a regular file. Copy its bytes to one first.")
+            if status.st_size > limit:
+                raise error(f"{name} is too large ({status.st_size:,} bytes; at most {limit:,}).")
+            return stream.read(limit + 1)
+    except FileNotFoundError as missing:
+        raise error(f"{name} does not exist. Check the path.") from missing
+    except (OSError, ValueError) as failure:  # ValueError: a NUL in the name
+        words = reason(failure) if isinstance(failure, OSError) else str(failure)
+        raise error(f"Cannot read {name}: {words}. Check the path and its permissions.") from failure
+
+
+def refuse_input(output: str | BinaryIO, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise VaeError if writing `output` would replace one of `inputs`."""
+    if not isinstance(output, str):
+        return
+    for source in inputs:
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.samefile(output, source):
+                raise VaeError(f"The output {output} is also an input. Choose another -o.")
+
+
+def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -> Any:
+    """The value of strict JSON: no duplicate keys, no NaN or Infinity, bounded nesting.
+
+    Raises `error` naming `what` otherwise.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as failure:
+        words = "nested too deeply" if isinstance(failure, RecursionError) else str(failure)
+        raise error(f"{what} is damaged: not valid JSON ({words}).") from failure
+
+
+def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[VaeError] = VaeError) -> Record:
+    """A dataclass made from a JSON object with exactly its fields and their plain types.
+
+    Fields with a default may be absent. Numbers must be finite; an integer may stand for a float.
+    Raises `error` naming `what` and the field otherwise.
+    """
+    if not isinstance(value, dict):
+        raise error(f"{what} is damaged: not a JSON object.")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in value.keys() - fields.keys():
+        raise error(f"{what} is damaged: unknown field '{name}'.")
+    types_of = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in value:
+            if field.default is not dataclasses.MISSING:
+                continue
+            raise error(f"{what} is damaged: no field '{name}'.")
+        item, wanted = value[name], types_of[name]
+        allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+        if float in allowed and isinstance(item, int) and not isinstance(item, bool):
+            with contextlib.suppress(OverflowError):
+                item = float(item)
+        if type(item) not in allowed or (isinstance(item, float) and not math.isfinite(item)):
+            raise error(f"{what} is damaged: field '{name}' is {str(value[name])[:40]!r}.")
+        arguments[name] = item
+    return cls(**arguments)

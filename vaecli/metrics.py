@@ -1,0 +1,72 @@
+"""`metrics.jsonl`: what each epoch of a run brought, one JSON object a line."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vaecli.errors import VaeError
+from vaecli.files import parse_json, read_record, read_regular, write_whole
+
+MAX_BYTES = 256 * 2**20  # about a million epochs
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: mean losses in nats per image, reconstruction + KL unweighted, and the training pass's speed.
+
+    The speed is absent in a checkpoint's history, so that equal models are equal files.
+    """
+
+    epoch: int
+    train_loss: float
+    train_reconstruction: float
+    train_kl: float
+    test_loss: float
+    test_reconstruction: float
+    test_kl: float
+    seconds: float | None = None  # of the training pass alone
+    images_per_second: float | None = None  # of the training pass alone
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that were measured."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def without_speed(self) -> "EpochRecord":
+        """The record as a checkpoint's history keeps it."""
+        return dataclasses.replace(self, seconds=None, images_per_second=None)
+
+
+def read_history(rows: Any, what: str, error: type[VaeError] = VaeError) -> list[EpochRecord]:
+    """The records in a list of JSON objects, epochs 1, 2, 3 ... in order. Raises `error` otherwise."""
+    if not isinstance(rows, list):
+        raise error(f"{what} is damaged: the history is no list.")
+    records = [read_record(EpochRecord, row, what, error) for row in rows]
+    if [record.epoch for record in records] != list(range(1, len(records) + 1)):
+        raise error(f"{what} is damaged: its epochs are not 1, 2, 3 ...")
+    return records
+
+
+def read_metrics(path: str) -> list[EpochRecord]:
+    """The epochs of a run so far. Raises VaeError if the file is missing or damaged."""
+    lines = read_regular(path, MAX_BYTES).splitlines()
+    rows = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return read_history(rows, path)
+
+
+def write_metrics(path: str, records: Iterable[EpochRecord]) -> None:
+    """Replace the file whole."""
+    text = "".join(json.dumps(record.to_json(), allow_nan=False) + "\n" for record in records)
+    write_whole(path, text.encode())
+
+
+def with_speeds(history: Sequence[EpochRecord], measured: Iterable[EpochRecord]) -> list[EpochRecord]:
+    """A checkpoint's history with the speeds that an earlier part of the run measured."""
+    by_epoch = {record.epoch: record for record in measured}
+    return [
+        by_epoch[record.epoch]
+        if record.epoch in by_epoch and by_epoch[record.epoch].without_speed() == record
+        else record
+        for record in history
+    ]

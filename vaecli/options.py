@@ -1,0 +1,146 @@
+"""Every option of the commands, declared once."""
+
+import math
+import re
+from typing import Annotated, Literal
+
+import typer
+
+SplitName = Literal["train", "test"]
+Precision = Literal["auto", "fp32", "bf16"]
+CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
+Source = Literal["prior", "train", "test"]
+Metric = Literal["loss", "reconstruction", "kl"]
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?|mps")
+
+
+def _positive(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value} is not a finite number above 0.")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"{value} is not a finite number of at least 0.")
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise typer.BadParameter(f"'{value}' is not one of auto, cpu, cuda, cuda:N, mps.")
+    return value
+
+
+def _seed(value: int | None) -> int | None:
+    if value is not None and value < 0:
+        raise typer.BadParameter(f"{value} is below 0.")
+    return value
+
+
+# What many commands share.
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CKPT", show_default=False, help="A .safetensors file, or a run folder (its last one).")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", callback=_device, help="auto, cpu, cuda, cuda:N or mps.")
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        show_default="$VAE_DATA_DIR, else the user's cache",
+        help="Where named data sets lie, or are downloaded to.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", callback=_seed, show_default="the checkpoint's", help="Of all randomness."),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option("-d", "--dataset", metavar="NAME", show_default="the checkpoint's", help="As in 'vae train'."),
+]
+Split = Annotated[SplitName, typer.Option("--split", help="Which images.")]
+
+# Of train.
+TrainDataset = Annotated[
+    str,
+    typer.Option(
+        "-d",
+        "--dataset",
+        metavar="NAME",
+        help="mnist, fashion-mnist, kmnist, qmnist, emnist-digits, emnist-letters, usps; "
+        "or a folder of IDX files, a folder of images, a .npz.",
+    ),
+]
+TrainSeed = Annotated[int, typer.Option("--seed", metavar="N", callback=_seed, help="Of all randomness.")]
+# Beyond 4,096 dimensions, five a pixel, the weights outgrow what this model is about.
+ZDim = Annotated[int, typer.Option("-z", "--z-dim", min=1, max=4096, help="Dimensions of the latent space.")]
+Epochs = Annotated[int, typer.Option("-e", "--epochs", min=1, help="In total, a resumed run's earlier ones included.")]
+BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")]
+LearningRate = Annotated[float, typer.Option("--lr", callback=_positive, help="Adam's learning rate.")]
+Beta = Annotated[float, typer.Option("--beta", callback=_not_negative, help="Weight of the KL term in the objective.")]
+OutputDir = Annotated[
+    str | None,
+    typer.Option(
+        "-o", "--output-dir", metavar="DIR", show_default="outputs/<dataset>-z<z_dim>", help="The run folder."
+    ),
+]
+CheckpointEvery = Annotated[
+    int, typer.Option("--checkpoint-every", min=1, help="Epochs between kept weights; the last are always kept.")
+]
+LogInterval = Annotated[int, typer.Option("--log-interval", min=0, help="Batches between progress lines; 0: none.")]
+TrainPrecision = Annotated[
+    Precision, typer.Option("--precision", help="Of the training; auto: bf16 where the hardware is made for it.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Try one batch of each step; write nothing.")]
+
+# Of the others.
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[INPUT]...", show_default=False, help="Image files, folders of them, or IDX files; else a split."
+    ),
+]
+TableOutput = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Where the table goes; - is stdout.")]
+TableFormat = Annotated[
+    CodesFormat | None,
+    typer.Option("--format", show_default="by the output's suffix; csv on stdout", help="Of the table."),
+]
+WithSample = Annotated[bool, typer.Option("--sample", help="Add z_*: one draw from each posterior.")]
+From = Annotated[
+    Source, typer.Option("--from", help="z from the prior, or from that split's images, encoded and sampled.")
+]
+Count = Annotated[int, typer.Option("-n", min=1, help="How many images.")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Originals beside their reconstructions.")]
+ImagesOutput = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="FILE", show_default="<run>/samples.png", help=".png or .npz; - is stdout."),
+]
+ScatterOutput = Annotated[
+    str | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", show_default="<run>/scatter.png", help=".png, .svg or .pdf; - is stdout."
+    ),
+]
+CurvesOutput = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        show_default="<run>/curves.png; of several, ./curves.png",
+        help=".png, .svg or .pdf; - is stdout.",
+    ),
+]
+Runs = Annotated[
+    list[str], typer.Argument(metavar="RUN...", show_default=False, help="Run folders or .safetensors files.")
+]
+CurveMetric = Annotated[Metric, typer.Option("--metric", help="What to draw.")]

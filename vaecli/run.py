@@ -1,0 +1,97 @@
+"""A run folder: the settings of a training, and the names of the files that it writes.
+
+outputs/mnist-z2/
+  config.json            the settings, as resolved when the run began
+  metrics.jsonl          one line an epoch
+  check10.safetensors    weights after epoch 10, 20, ... and the last
+  state.safetensors      what an exact resume needs
+"""
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+
+from vaecli.errors import CheckpointError, VaeError
+from vaecli.files import parse_json, read_record, read_regular, reason, write_whole
+
+FORMAT = 1  # of config.json, the weights and the state file
+CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
+_CHECK = re.compile(r"check([1-9][0-9]*)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a training depends on; the defaults are the tutorial's recipe."""
+
+    z_dim: int = 2
+    epochs: int = 50  # in total, earlier parts of the run included
+    batch_size: int = 100
+    lr: float = 0.001
+    beta: float = 1.0  # weight of the KL term in the objective; reported losses are unweighted
+    seed: int = 0
+    dataset: str = "mnist"  # as typed
+    data_dir: str | None = None  # as typed
+    precision: str = "auto"  # fp32 or bf16 once resolved
+    device: str = "auto"
+    checkpoint_every: int = 10  # epochs
+    log_interval: int = 200  # batches; 0 = no lines within an epoch
+
+
+def default_folder(dataset: str, z_dim: int) -> str:
+    """`outputs/<dataset>-z<z_dim>`; of a data set given as a path, its name without `.npz`."""
+    name = os.path.basename(os.path.abspath(dataset)).removesuffix(".npz") or "data"
+    return os.path.join("outputs", f"{name}-z{z_dim}")
+
+
+def read_config(folder: str) -> Settings:
+    """The settings of the run in `folder`. Raises VaeError if the file is damaged or of a newer format."""
+    path = os.path.join(folder, CONFIG)
+    values = parse_json(read_regular(path, 2**20), path)
+    version = values.pop("format", None) if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise VaeError(f"{path} was made by a newer vae (format {version}). Upgrade vaecli.")
+    if version != FORMAT:
+        raise VaeError(f"{path} is damaged: no format {FORMAT}. Begin anew with --overwrite.")
+    return read_record(Settings, values, path)
+
+
+def write_config(folder: str, settings: Settings) -> None:
+    """Replace config.json whole."""
+    values = {"format": FORMAT, **dataclasses.asdict(settings)}
+    write_whole(os.path.join(folder, CONFIG), (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+
+def check_path(folder: str, epoch: int) -> str:
+    """Where the weights after `epoch` epochs lie."""
+    return os.path.join(folder, f"check{epoch}.safetensors")
+
+
+def run_files(folder: str) -> list[str]:
+    """The files in `folder` that a training writes, by name; of other files there none."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
+    return [os.path.join(folder, name) for name in names if name in (CONFIG, METRICS, STATE) or _CHECK.fullmatch(name)]
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> str:
+    """A weights file as it is; of a run folder the `check<N>.safetensors` with the highest N.
+
+    Raises CheckpointError if there is none.
+    """
+    path = os.fspath(path)
+    try:
+        if not os.path.isdir(path):
+            return path
+        epochs = [int(match[1]) for match in map(_CHECK.fullmatch, os.listdir(path)) if match]
+    except (OSError, ValueError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"Cannot read {path}: {words}. Check the path.") from error
+    if not epochs:
+        raise CheckpointError(f"No check<N>.safetensors in {path}. Run 'vae train' first, or name a file.")
+    return check_path(path, max(epochs))

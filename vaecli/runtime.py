@@ -1,0 +1,78 @@
+"""Where and how to compute: device, precision, seeds."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+from vaecli.errors import VaeError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device behind `auto|cpu|cuda|cuda:N|mps`; `auto` is the first of CUDA, MPS, CPU that is there.
+
+    Raises VaeError if it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():  # pragma: no cover-cuda
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise VaeError(f"No CUDA device '{name}' on this machine. Use --device cpu, or auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise VaeError("No MPS device on this machine. Use --device cpu, or auto.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`fp32` or `bf16`: `auto` is bf16 where the hardware multiplies it natively and well.
+
+    That is a CPU with AMX, or CUDA from compute capability 8.0. Without AMX bf16 can be slower than
+    float32. It is judged by capability alone, so the same machine always resolves the same way.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":  # pragma: no cover-cuda
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
+        return "bf16"
+    return "fp32"
+
+
+def generator(seed: int, purpose: str, epoch: int = 0, block: int = 0) -> torch.Generator:
+    """A CPU generator of its own for each purpose, epoch and block, so that none depends on another.
+
+    Its seed is the first 4 bytes of blake2b over "seed/purpose/epoch/block": torch's CPU generator
+    keeps 32 bits of its seed, and Python's `hash()` changes with every process. Noise is always
+    drawn on the CPU and then moved, so every device sees the same draws.
+    """
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}/{block}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+NOISE_BLOCK = 1000  # images; fixed, so that the draws depend on no batch size and on no count
+
+
+def noise(seed: int, purpose: str, block: int, z_dim: int) -> torch.Tensor:
+    """Standard normal noise (1000, Z) of one block: rows `1000 * block` onwards of an endless table."""
+    return torch.randn(NOISE_BLOCK, z_dim, generator=generator(seed, purpose, block=block))
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into a VaeError with a remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise VaeError(
+            f"Out of memory on {device}. Use a smaller --batch-size, another device or --device cpu."
+        ) from error
+    except MemoryError as error:
+        raise VaeError("Out of memory. Free some, or use a smaller --batch-size.") from error
+    except RuntimeError as error:
+        # torch's CPU allocator raises a plain RuntimeError.
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise VaeError("Out of memory. Free some, or use a smaller --batch-size.") from error

