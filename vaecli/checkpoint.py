@@ -222,7 +222,7 @@ def _shapes(z_dim: int) -> dict[str, list[int]]:
     try:
         with torch.device("meta"):
             parameters = ConvVAE(z_dim).named_parameters()
-    except (RuntimeError, OverflowError):  # a z_dim beyond what a tensor's size can be
+    except (RuntimeError, TypeError):  # a z_dim beyond what the size of a tensor can be
         return {}
     return {name: list(parameter.shape) for name, parameter in parameters}
 

@@ -86,8 +86,6 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
     try:
         with _signals_raise():
             code = app(args, prog_name="vae", standalone_mode=False)
-            if sys.stdout is not None:
-                sys.stdout.flush()
             return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         tell(f"Error: {_one_line(error)}")
@@ -97,12 +95,18 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
         signal.signal(stop.signum, signal.SIG_DFL)
         os.kill(os.getpid(), stop.signum)
         return 128 + stop.signum
-    except (SystemExit, BrokenPipeError) as stop:
+    except SystemExit as stop:
         # typer ends the process itself when printing help to a reader that has left.
-        if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+        if not isinstance(stop.__context__, BrokenPipeError):
             raise
-        _drop_stdout()
         return 0
+    finally:
+        # The interpreter's own last flush would print what the border has said already.
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:
+            _drop_stdout()
 
 
 def _one_line(error: typer.TyperException) -> str:

@@ -109,16 +109,17 @@ def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError]
     """
     name = os.fspath(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as stream:
+        with contextlib.ExitStack() as stack:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            stack.callback(os.close, descriptor)
             status = os.fstat(descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise error(f"{name} is a folder. Name a file in it.")
             if not stat.S_ISREG(status.st_mode):
                 raise error(f"{name} is not a regular file. Copy its bytes to one first.")
             if status.st_size > limit:
-                raise error(f"{name} is too large ({status.st_size:,} bytes; at most {limit:,}).")
-            return stream.read(limit + 1)
+                raise error(f"{name} has {status.st_size:,} bytes, more than {limit:,}. Use a smaller file.")
+            return stack.enter_context(open(descriptor, "rb", closefd=False)).read()
     except FileNotFoundError as missing:
         raise error(f"{name} does not exist. Check the path.") from missing
     except (OSError, ValueError) as failure:  # ValueError: a NUL in the name

@@ -71,8 +71,8 @@ def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
             return fit(image), True
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} has too many pixels. Scale it down first.") from error
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     # Pillow's decoders raise many types on damaged files; all of them mean the same here.
     except Exception as error:
         raise DataError(f"{path} is no image that can be read ({error or type(error).__name__}). Remove it.") from error
@@ -85,11 +85,10 @@ def fit(image: Image.Image) -> Pixels:
     colour, made grey, and scaled down with an antialiasing filter.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        deep = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.rint(deep.clip(0, 65535) / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise DataError("An image of floating-point pixels has no known range. Save it with 8 bits a pixel.")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError("An image of 32 bits a channel has no known range. Save it with 8 or 16 bits.")
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, "black"), colour)

@@ -147,6 +147,7 @@ class _Run:
         """One training step and one block of the test pass, then say that it works."""
         settings = self.settings
         batch = self.train_images[: settings.batch_size]
+        self.observer.begin("dry run", len(batch))
         began = time.perf_counter()
         self._pass_over(batch, len(self.history) + 1)
         engine.evaluate(self.model, self.test_images[:1000], seed=settings.seed, device=self.device)

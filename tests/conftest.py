@@ -1,0 +1,83 @@
+"""Shared by the tests: a few hundred real MNIST digits, a small trained run, and the command itself."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from vaecli import data
+from vaecli.cli import app
+from vaecli.run import Settings
+from vaecli.services.train import Trained, train
+
+DIGITS = Path(__file__).parent / "data"  # IDX: 500 training and 150 test images of MNIST
+TINY = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device": "cpu"}
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_data_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds data in the developer's cache, or anything in the folder it is run from."""
+    monkeypatch.setenv("VAE_DATA_DIR", str(tmp_path / "no-data"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny batches are faster on one thread, and two test runs side by side do not fight."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.Split:
+    """The 150 test digits."""
+    return data.load(str(DIGITS), "test", None, lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run of 2 epochs, z_dim 2. Do not write into it: take `run_copy`."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    result = train(Settings(z_dim=2, epochs=2, checkpoint_every=1, **TINY), str(folder))  # type: ignore[arg-type]
+    assert result is not None
+    return result
+
+
+@pytest.fixture(scope="session")
+def ckpt(trained: Trained) -> str:
+    """The run's last weights file."""
+    return trained.checkpoint
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    """The command in this process: `invoke("test", ckpt)`."""
+
+    def call(*args: object) -> Result:
+        return CliRunner().invoke(app, [str(arg) for arg in args])
+
+    return call
+
+
+def process(
+    *args: object, stdin: bytes = b"", env: dict[str, str] | None = None, **options: object
+) -> "subprocess.CompletedProcess[bytes]":
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "vaecli", *map(str, args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def assert_one_line(stderr: str | bytes) -> str:
+    """The error line, which must be all that stderr has."""
+    text = stderr.decode() if isinstance(stderr, bytes) else stderr
+    assert text.startswith("Error: ")
+    assert text.endswith((".\n", "'.\n")), text
+    assert text.count("\n") == 1, text
+    return text

@@ -1,0 +1,119 @@
+"""Imports point one way, and the heavy ones stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vaecli
+
+PACKAGE = Path(vaecli.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+# Each layer may import from itself and from those below it.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"console", "options"},
+    {name for name in MODULES if name.startswith("services.")},
+    {"services"},
+    {"engine", "data", "checkpoint", "codes", "plots"},
+    {"sources", "images", "idx", "metrics", "run", "runtime", "catalog"},
+    {"loss"},
+    {"model"},
+    {"files"},
+    {"errors"},
+)
+ONLY_IN = {
+    "typer": {"cli", "options", "console"},
+    "rich": {"console"},
+    "matplotlib": {"plots"},
+    "safetensors": {"checkpoint", "codes"},
+    "torchvision": {"data", "sources"},
+    "PIL": {"images"},
+    "subprocess": {"sources"},
+    "socket": {"sources"},
+    "urllib": {"sources"},
+}
+NEVER = {"torch.load", "pickle.load", "pickle.loads", "numpy.load", "requests"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    names = {name.removeprefix("vaecli.") for name in imports(path) if name.startswith("vaecli.")}
+    return names & MODULES.keys()
+
+
+def layer(name: str) -> int:
+    return next(index for index, names in enumerate(LAYERS) if name in names)
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set().union(*LAYERS) == MODULES.keys() - {"__init__", "vaecli"} - {""}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"__init__", ""}))
+def test_imports_point_down(name: str) -> None:
+    for other in ours(MODULES[name]):
+        assert layer(other) >= layer(name), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", ["errors", "options", "files"])
+def test_the_ground_stands_on_errors_alone(name: str) -> None:
+    assert ours(MODULES[name]) <= {"errors"}
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_modules(library: str) -> None:
+    users = {name for name, path in MODULES.items() if library in {n.partition(".")[0] for n in imports(path)}}
+    assert users <= ONLY_IN[library]
+
+
+def test_nothing_of_ours_would_run_a_strangers_code() -> None:
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in {
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "pickle.load",
+                    "pickle.loads",
+                    "np.load",
+                }, name
+
+
+HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "rich", "PIL")
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("from vaecli.cli import main; main(['--help'])", HEAVY),
+        ("from vaecli.cli import main; main(['train', '--help'])", HEAVY),
+        ("import vaecli", HEAVY),
+        ("import vaecli.services.curves", ("torch", "torchvision")),
+        ("import vaecli.services.evaluate", ("torchvision", "matplotlib", "rich")),
+        ("import vaecli.services.encode", ("torchvision", "matplotlib", "rich")),
+        ("import vaecli.services.sample", ("torchvision", "matplotlib", "rich")),
+    ],
+    ids=lambda case: case[-40:] if isinstance(case, str) else "",
+)
+def test_what_is_slow_is_imported_only_where_it_is_needed(code: str, absent: tuple[str, ...]) -> None:
+    check = f"{code}\nimport sys\nfound = [name for name in {absent} if name in sys.modules]\nassert not found, found"
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL, timeout=60)

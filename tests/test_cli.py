@@ -1,0 +1,506 @@
+"""What the commands promise: answers on stdout, people on stderr, one line an error, exit codes."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, Invoke, assert_one_line, process
+from PIL import Image
+
+import vaecli
+from vaecli import data, engine
+from vaecli.cli import main
+from vaecli.runtime import noise
+from vaecli.services.train import Trained
+
+COMMANDS = ["train", "test", "encode", "sample", "scatter", "curves"]
+TRAIN = ["train", "-d", str(DIGITS), "-e", "1", "-b", "100", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture
+def run_copy(trained: Trained, tmp_path: Path) -> Path:
+    """The trained run, to write into."""
+    return shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+
+
+# Help and usage
+
+
+def test_help_lists_the_six_commands_in_order(invoke: Invoke) -> None:
+    for option in ("-h", "--help"):
+        result = invoke(option)
+        assert result.exit_code == 0
+        names = [line.split()[0] for line in result.stdout.partition("Commands:\n")[2].splitlines()]
+        assert names == COMMANDS
+    assert invoke().stdout == result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(invoke: Invoke, command: str) -> None:
+    result = invoke(command, "-h")
+    assert result.exit_code == 0
+    assert f"  vae {command} " in result.stdout
+    assert "--json" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_version(invoke: Invoke) -> None:
+    from importlib.metadata import version
+
+    assert invoke("--version").stdout == f"vae {version('vaecli')}\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["test"],
+        ["curves"],
+        ["train", "--nonsense"],
+        ["train", "--z-dim", "0"],
+        ["train", "--z-dim", "two"],
+        ["train", "--z-dim", "1000000000"],
+        ["train", "--lr", "nan"],
+        ["train", "--lr", "inf"],
+        ["train", "--lr", "0"],
+        ["train", "--beta", "-1"],
+        ["train", "--beta", "nan"],
+        ["train", "--epochs", "0"],
+        ["train", "--batch-size", "0"],
+        ["train", "--checkpoint-every", "0"],
+        ["train", "--log-interval", "-1"],
+        ["train", "--precision", "fp16"],
+        ["train", "--seed", "-1"],
+        ["train", "--device", "tpu"],
+        ["train", "--resume", "--overwrite"],
+        ["train", "extra"],
+        ["test", "ckpt", "--split", "validation"],
+        ["encode", "ckpt", "--json"],
+        ["encode", "ckpt", "-o", "codes.xlsx"],
+        ["encode", "ckpt", "--format", "parquet"],
+        ["sample", "ckpt", "-n", "0"],
+        ["sample", "ckpt", "--pairs"],
+        ["sample", "ckpt", "-n", "10001"],
+        ["sample", "ckpt", "-o", "samples.bmp"],
+        ["sample", "ckpt", "-o", "-", "--json"],
+        ["scatter", "ckpt", "-o", "scatter"],
+        ["curves", "run", "--metric", "accuracy"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert_one_line(captured.err)
+
+
+def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    main(["nonsense"])
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+# train
+
+
+def test_train_answers_with_the_checkpoint_and_tells_of_each_epoch(invoke: Invoke) -> None:
+    result = invoke(*TRAIN, "-o", "./a run", "--log-interval", "2")
+    assert result.exit_code == 0
+    assert result.stdout == "./a run/check1.safetensors\n"
+    assert Path("a run/check1.safetensors").is_file()
+    lines = result.stderr.splitlines()
+    assert [line.split("loss")[0] for line in lines if "%" in line] == ["epoch 1/1   40%  ", "epoch 1/1   80%  "]
+    assert any("train loss" in line and "test loss" in line and "images/s" in line for line in lines)
+    assert "  vae test './a run/check1.safetensors'" in lines
+
+
+def test_train_quiet_and_json(invoke: Invoke) -> None:
+    result = invoke(*TRAIN, "-o", "run", "-q", "--json")
+    assert result.stderr == ""
+    answer = json.loads(result.stdout)
+    assert list(answer) == ["checkpoint", "epochs", "train_losses", "test_losses"]
+    assert answer["epochs"] == len(answer["train_losses"]) == len(answer["test_losses"]) == 1
+    assert result.stdout.count("\n") == 1
+
+
+def test_train_default_folder_and_dry_run(invoke: Invoke) -> None:
+    result = invoke(*TRAIN, "-z", "3", "--dry-run", "--json")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert os.listdir() == []
+    assert invoke(*TRAIN, "-z", "3", "-q").stdout == "outputs/data-z3/check1.safetensors\n"
+
+
+def test_train_guards_a_run_and_resumes_it(run_copy: Path, invoke: Invoke) -> None:
+    result = invoke(*TRAIN, "-o", run_copy)
+    assert result.exit_code == 1
+    assert "--resume" in assert_one_line(result.stderr)
+    result = invoke("train", "--resume", "-o", run_copy, "--epochs", "3", "-q")
+    assert result.stdout == f"{run_copy}/check3.safetensors\n"
+    assert invoke("train", "--resume", "-o", run_copy, "-q").stdout == result.stdout  # finished
+    result = invoke("train", "--resume", "-o", run_copy, "--lr", "0.1")
+    assert result.exit_code == 2
+    assert "--lr" in assert_one_line(result.stderr)
+    assert invoke("train", "--resume", "-o", run_copy, "--lr", "0.001", "-q").exit_code == 0  # typed, and the same
+
+
+def test_train_diverged_is_exit_3(invoke: Invoke) -> None:
+    result = invoke(*TRAIN, "-o", "run", "--lr", "1e30", "-q")
+    assert result.exit_code == 3
+    assert "epoch 1, step 2" in assert_one_line(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["-d", "no-such-set"], "No data set"),
+        (["-d", "/dev/null"], "neither a folder nor a regular file"),
+        (["--device", "cuda:99"], "No CUDA device"),
+        (["-o", "/dev/null"], "Cannot use /dev/null as a run folder"),
+        (["-o", "/dev/null/run"], "Cannot"),
+    ],
+)
+def test_train_expected_failures(invoke: Invoke, args: list[str], words: str) -> None:
+    result = invoke(*TRAIN, *args, "-q")
+    assert result.exit_code == 1
+    assert words in assert_one_line(result.stderr)
+
+
+# test
+
+
+def test_test_prints_the_same_as_lines_and_json(ckpt: str, invoke: Invoke) -> None:
+    lines = dict(line.split("\t") for line in invoke("test", ckpt).stdout.splitlines())
+    answer = json.loads(invoke("test", ckpt, "--json").stdout)
+    assert list(lines) == list(answer)
+    assert list(answer) == [
+        "loss", "reconstruction", "kl", "loss_se", "reconstruction_se", "kl_se", "bits_per_dim",
+        "images", "split", "dataset", "checkpoint", "seed",
+    ]  # fmt: skip
+    for key, value in answer.items():
+        assert lines[key] == (f"{value:.6f}" if isinstance(value, float) else str(value))
+    assert (answer["images"], answer["split"], answer["checkpoint"]) == (150, "test", ckpt)
+
+
+def test_test_takes_a_split_a_seed_and_other_data(ckpt: str, invoke: Invoke, tmp_path: Path) -> None:
+    base = json.loads(invoke("test", ckpt, "--json").stdout)
+    train_split = json.loads(invoke("test", ckpt, "--json", "--split", "train").stdout)
+    seeded = json.loads(invoke("test", ckpt, "--json", "--seed", "7").stdout)
+    assert train_split["images"] == 500
+    assert seeded["seed"] == 7
+    assert seeded["kl"] == base["kl"]  # in closed form, so no noise in it
+    assert 0 < abs(seeded["loss"] - base["loss"]) < 5
+    digits = shutil.copytree(DIGITS, tmp_path / "digits")
+    assert json.loads(invoke("test", ckpt, "--json", "-d", digits).stdout)["loss"] == base["loss"]
+
+
+def test_changed_data_is_said(run_copy: Path, tmp_path: Path, invoke: Invoke) -> None:
+    digits = shutil.copytree(DIGITS, tmp_path / "digits")
+    invoke(*TRAIN[:1], "-d", digits, *TRAIN[3:], "-o", "mine", "-q")
+    assert "has changed" not in invoke("test", "mine").stderr
+    shutil.copy(digits / "train-labels-idx1-ubyte.gz", digits / "x")
+    labels = bytearray(gzip.decompress((digits / "t10k-labels-idx1-ubyte.gz").read_bytes()))
+    labels[8] = 3
+    (digits / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    assert "The test split" in invoke("test", "mine").stderr
+    assert invoke("test", "mine", "-q").stderr == ""
+
+
+# encode
+
+
+def rows(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text)))
+
+
+def test_encode_a_split(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    table = rows(invoke("encode", ckpt).stdout)
+    assert table[0] == ["index", "label", "mean_0", "mean_1", "logvar_0", "logvar_1"]
+    assert [row[0] for row in table[1:]] == [str(index) for index in range(150)]
+    assert [int(row[1]) for row in table[1:]] == digits.labels.tolist()  # type: ignore[union-attr]
+    model = engine.prepare(vaecli.load_model(ckpt), torch.device("cpu"))
+    posterior = engine.encode(model, digits.images, torch.device("cpu"))
+    expected = torch.cat(posterior, dim=1).numpy()
+    np.testing.assert_array_equal(np.array([row[2:] for row in table[1:]], np.float32), expected)
+
+
+def test_encode_is_the_mean_and_sample_is_a_seeded_draw(ckpt: str, invoke: Invoke) -> None:
+    assert invoke("encode", ckpt).stdout_bytes == invoke("encode", ckpt).stdout_bytes
+    table = rows(invoke("encode", ckpt, "--sample").stdout)
+    assert table[0][-2:] == ["z_0", "z_1"]
+    values = np.array([row[2:] for row in table[1:]], np.float32)
+    mean, logvar, z = values[:, :2], values[:, 2:4], values[:, 4:]
+    eps = noise(0, "posterior", 0, 2)[:150].numpy()
+    np.testing.assert_allclose(z, mean + np.exp(logvar / 2) * eps, rtol=1e-5, atol=1e-6)
+    assert invoke("encode", ckpt, "--sample", "--seed", "1").stdout != invoke("encode", ckpt, "--sample").stdout
+
+
+def test_encode_formats_by_suffix_or_option(ckpt: str, invoke: Invoke) -> None:
+    csv_numbers = np.array([row[2:4] for row in rows(invoke("encode", ckpt).stdout)[1:]], np.float32)
+    for name in ("codes.npz", "codes.safetensors", "codes.jsonl", "deep/codes.csv"):
+        assert invoke("encode", ckpt, "-o", name, "-q").stdout == f"{name}\n"
+    with np.load("codes.npz") as archive:
+        np.testing.assert_array_equal(archive["mean"], csv_numbers)
+        assert archive["class_names"].tolist() == list("0123456789")
+    assert Path("deep/codes.csv").read_text() == invoke("encode", ckpt).stdout
+    assert invoke("encode", ckpt, "-o", "codes", "--format", "jsonl").exit_code == 0
+    assert Path("codes").read_text() == Path("codes.jsonl").read_text()
+    assert json.loads(invoke("encode", ckpt, "-o", "codes.csv", "--json").stdout) == {"output": "codes.csv"}
+    assert invoke("encode", ckpt, "--format", "npz").stdout_bytes == Path("codes.npz").read_bytes()
+
+
+def test_encode_image_files_and_folders(ckpt: str, invoke: Invoke, digits: data.Split, tmp_path: Path) -> None:
+    for name, index in (("in/7/b.png", 0), ("in/other/a.png", 1), ("in/c.png", 2), ("alone.png", 3)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[index].numpy()).save(tmp_path / name)
+    result = invoke("encode", ckpt, "alone.png", "in")
+    table = rows(result.stdout)
+    assert result.stderr == ""
+    assert table[0][:3] == ["path", "label", "mean_0"]
+    assert [row[:2] for row in table[1:]] == [
+        ["alone.png", ""],
+        ["in/7/b.png", "7"],
+        ["in/c.png", ""],
+        ["in/other/a.png", ""],
+    ]
+    by_index = rows(invoke("encode", ckpt).stdout)
+    for row, index in zip(table[1:], (3, 0, 2, 1), strict=True):
+        np.testing.assert_allclose(np.array(row[2:], float), np.array(by_index[1 + index][2:], float), atol=1e-5)
+
+
+def test_encode_converts_pictures_and_says_so(ckpt: str, invoke: Invoke) -> None:
+    Image.new("RGB", (300, 200), "navy").save("big.jpg")
+    result = invoke("encode", ckpt, "big.jpg")
+    assert len(rows(result.stdout)) == 2
+    assert "Converted 1 of 1 images" in result.stderr
+
+
+def test_encode_idx_files_counts_on(ckpt: str, invoke: Invoke) -> None:
+    paths = [DIGITS / f"{part}-images-idx3-ubyte.gz" for part in ("t10k", "train")]
+    table = rows(invoke("encode", ckpt, *paths).stdout)
+    assert [row[:2] for row in table[1:]] == [[str(index), ""] for index in range(650)]
+    split = rows(invoke("encode", ckpt).stdout)
+    assert [row[2:] for row in table[1:151]] == [row[2:] for row in split[1:]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (["missing.png"], "missing.png does not exist"),
+        (["empty.png"], "empty.png is no image"),
+        (["folder"], "folder has no images"),
+        ([DIGITS / "t10k-labels-idx1-ubyte.gz"], "holds no images"),
+        ([DIGITS / "t10k-images-idx3-ubyte.gz", "empty.png"], "separately"),
+    ],
+)
+def test_encode_names_what_it_cannot_read(ckpt: str, invoke: Invoke, inputs: list[object], words: str) -> None:
+    Path("empty.png").touch()
+    Path("folder").mkdir()
+    result = invoke("encode", ckpt, *inputs, "-o", "codes.csv")
+    assert result.exit_code == 1
+    assert words in assert_one_line(result.stderr)
+    assert not Path("codes.csv").exists()
+
+
+# sample
+
+
+def test_sample_prior_is_seeded_and_reads_back_as_data(ckpt: str, invoke: Invoke) -> None:
+    assert invoke("sample", ckpt, "-n", "1030", "-o", "a.npz", "-q").stdout == "a.npz\n"
+    invoke("sample", ckpt, "-n", "1030", "-o", "b.npz")
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
+    invoke("sample", ckpt, "-n", "1030", "-o", "c.npz", "--seed", "1")
+    assert Path("c.npz").read_bytes() != Path("a.npz").read_bytes()
+    with np.load("a.npz") as archive:
+        assert archive.files == ["images"]
+        images = archive["images"]
+    assert (images.shape, images.dtype) == ((1030, 28, 28), np.uint8)
+    split = data.load("a.npz", "test", None, print)
+    np.testing.assert_array_equal(split.images.numpy(), images[9::10])
+    model = engine.prepare(vaecli.load_model(ckpt), torch.device("cpu"))
+    z = torch.cat([noise(0, "prior", block, 2) for block in (0, 1)])[:1030]
+    with torch.inference_mode():
+        probabilities = model.decode(z).sigmoid().squeeze(1).numpy()
+    assert np.abs(images - 255 * probabilities).max() <= 0.5 + 1e-3  # rounded, not truncated
+
+
+def test_sample_from_a_split_shows_its_images(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    invoke("sample", ckpt, "--from", "test", "--pairs", "-n", "150", "-o", "pairs.npz")
+    with np.load("pairs.npz") as archive:
+        originals, images = archive["originals"], archive["images"]
+    assert sorted(map(bytes, originals)) == sorted(map(bytes, digits.images.numpy()))
+    assert not np.array_equal(originals, digits.images.numpy())  # picked at random
+    # Even a poor model makes of an image what is nearer to it than to another one.
+    own = np.abs(originals.astype(int) - images).mean()
+    other = np.abs(np.roll(originals, 1, axis=0).astype(int) - images).mean()
+    assert own < other
+
+
+def test_sample_writes_a_grid_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> None:
+    assert invoke("sample", run_copy, "-q").stdout == f"{run_copy}/samples.png\n"
+    with Image.open(run_copy / "samples.png") as image:
+        assert image.mode == "L"
+        assert image.width == image.height > 10 * 28
+    single = invoke("sample", run_copy, "-n", "6", "--from", "train", "-o", "-").stdout_bytes
+    pairs = invoke("sample", run_copy, "-n", "6", "--from", "train", "--pairs", "-o", "-").stdout_bytes
+    assert single.startswith(b"\x89PNG")
+    assert Image.open(io.BytesIO(pairs)).width > 28 * 4
+
+
+def test_sample_cannot_take_more_than_the_split_has(ckpt: str, invoke: Invoke) -> None:
+    result = invoke("sample", ckpt, "--from", "test", "-n", "151", "-o", "a.png")
+    assert result.exit_code == 1
+    assert "has 150 images" in assert_one_line(result.stderr)
+
+
+# scatter and curves
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_scatter_in_every_format(run_copy: Path, invoke: Invoke, suffix: str) -> None:
+    assert invoke("scatter", run_copy, "-q", "-o", f"s.{suffix}").stdout == f"s.{suffix}\n"
+    first = Path(f"s.{suffix}").read_bytes()
+    invoke("scatter", run_copy, "-q", "-o", f"s.{suffix}")
+    assert Path(f"s.{suffix}").read_bytes() == first
+
+
+def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> None:
+    file = run_copy / "check1.safetensors"
+    assert invoke("scatter", file, "-q").stdout == f"{run_copy}/scatter.png\n"
+    assert invoke("curves", run_copy, "-q").stdout == f"{run_copy}/curves.png\n"
+    assert invoke("curves", run_copy, file, "-q").stdout == "curves.png\n"
+    assert invoke("curves", file, "--json").stdout == f'{{"output": "{run_copy}/curves.png"}}\n'
+
+
+def test_curves_of_unfinished_and_resumed_runs_and_of_histories(run_copy: Path, invoke: Invoke) -> None:
+    (run_copy / "check2.safetensors").unlink()
+    (run_copy / "state.safetensors").unlink()
+    assert invoke("curves", run_copy, "-o", "a.svg").exit_code == 0
+    (run_copy / "metrics.jsonl").unlink()  # what is left is the history in check1
+    assert invoke("curves", run_copy, "-o", "b.svg").exit_code == 0
+    assert Path("a.svg").read_bytes() != Path("b.svg").read_bytes()
+    (run_copy / "check1.safetensors").unlink()
+    result = invoke("curves", run_copy, "-o", "c.svg")
+    assert result.exit_code == 1
+    assert_one_line(result.stderr)
+    (run_copy / "metrics.jsonl").touch()
+    assert "no finished epoch" in assert_one_line(invoke("curves", run_copy, "-o", "c.svg").stderr)
+
+
+def test_runs_of_the_same_name_are_told_apart(run_copy: Path, invoke: Invoke) -> None:
+    shutil.copytree(run_copy, "b/run")
+    shutil.copytree(run_copy, "a/run")
+    invoke("curves", "a/run", "b/run", "a/run", "-o", "both.svg")
+    assert Path("both.svg").read_text().count("<!-- a/run -->") == 1
+    assert Path("both.svg").read_text().count("<!-- b/run -->") == 1
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("command", ["encode", "sample", "scatter", "curves"])
+def test_outputs_that_cannot_be_written(run_copy: Path, invoke: Invoke, command: str) -> None:
+    suffix = "csv" if command == "encode" else "png"
+    Path(f"folder.{suffix}").mkdir()
+    Path("link.png").symlink_to(run_copy / "check2.safetensors")
+    before = (run_copy / "check2.safetensors").read_bytes()
+    Path(f"file.{suffix}").touch()
+    for output in (f"folder.{suffix}", f"file.{suffix}/x.{suffix}", f"/proc/none/x.{suffix}"):
+        result = invoke(command, run_copy, "-o", output)
+        assert result.exit_code == 1
+        assert output in assert_one_line(result.stderr)
+    if command != "encode":
+        result = invoke(command, run_copy / "check2.safetensors", "-o", "link.png")
+        assert "also an input" in assert_one_line(result.stderr)
+    assert (run_copy / "check2.safetensors").read_bytes() == before
+
+
+def test_outputs_may_be_devices(ckpt: str, invoke: Invoke) -> None:
+    for command in ("encode", "sample", "scatter", "curves"):
+        assert invoke(command, ckpt, "-o", "/dev/null", "-q").stdout == "/dev/null\n"
+
+
+# As processes
+
+
+def test_a_reader_that_leaves_early_is_no_failure(ckpt: str) -> None:
+    script = f"set -euo pipefail; {sys.executable} -m vaecli encode {ckpt!r} --split train --sample | head -3"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stdout.count(b"\n") == 3
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "words"),
+    [(">/dev/full", 1, b"Cannot write to standard output: No space left"), (">&-", 0, b"")],
+)
+def test_a_stdout_that_is_full_or_closed(ckpt: str, redirect: str, code: int, words: bytes) -> None:
+    script = f"{sys.executable} -m vaecli curves {ckpt!r} -o /dev/null {redirect}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert done.stderr.count(b"\n") == (1 if words else 0)
+
+
+def test_a_closed_stderr_stops_nothing(ckpt: str) -> None:
+    script = f"{sys.executable} -m vaecli curves {ckpt!r} -o /dev/null 2>&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"/dev/null\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(number: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vaecli", *TRAIN, "-o", "run", "-e", "1000"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    state, deadline = tmp_path / "run/state.safetensors", time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == -number  # killed by the signal, so a shell loop stops too
+    assert out == b""
+    assert b"Traceback" not in err
+    assert b"Go on with: vae train --resume -o run" in err
+    kept = sorted(path.name for path in (tmp_path / "run").iterdir())
+    epoch = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert f"check{epoch}.safetensors" in kept
+    assert not [name for name in kept if name.endswith(".tmp")]
+    if number != signal.SIGINT:
+        return  # one resumed process is enough; the exactness is test_train's
+    again = process("train", "--resume", "-o", "run", "-e", epoch + 1, "-q", cwd=tmp_path)
+    assert again.stdout == f"run/check{epoch + 1}.safetensors\n".encode()
+    assert len(os.listdir(tmp_path / "run")) == len(kept) + 1
+
+
+def test_the_pipelines_of_the_contract(tmp_path: Path) -> None:
+    script = """
+    set -euo pipefail
+    vae() { "$PYTHON" -m vaecli "$@"; }
+    ckpt=$(vae train -d "$DIGITS" -e 1 --seed 3)
+    vae test "$ckpt" --json | "$PYTHON" -m json.tool
+    vae encode "$ckpt" | head -3
+    vae scatter "$ckpt"
+    vae curves "$ckpt"
+    """
+    env = os.environ | {"PYTHON": sys.executable, "DIGITS": str(DIGITS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert lines[0] == "{"
+    assert lines[-2:] == ["outputs/data-z2/scatter.png", "outputs/data-z2/curves.png"]
+    answer = json.loads("\n".join(lines[: lines.index("}") + 1]))
+    metrics = [json.loads(line) for line in (tmp_path / "outputs/data-z2/metrics.jsonl").read_text().splitlines()]
+    assert answer["loss"] == pytest.approx(metrics[-1]["test_loss"], abs=1e-3)

@@ -1,0 +1,90 @@
+"""What people see while a command works."""
+
+import contextlib
+import io
+import os
+import pty
+import re
+import sys
+
+import pytest
+
+from vaecli import console
+from vaecli.metrics import EpochRecord
+from vaecli.services import Observer
+
+RECORD = EpochRecord(3, 150.126, 145.0, 5.1, 151.0, 146.0, 5.0, 1.5, 40_000.4)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def tell_all(observer: Observer) -> None:
+    observer.note("a [note]\twith \x1b[31mcolour")
+    observer.begin("epoch 3/50", 100)
+    observer.advance(50, 160.123)
+    observer.advance(50)
+    observer.finish_epoch(RECORD, 50, 3725.0)
+
+
+def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with console.observer(quiet=False) as observer:
+        tell_all(observer)
+    assert stderr.getvalue().splitlines() == [
+        r"a [note]\twith \x1b[31mcolour",
+        "epoch 3/50   50%  loss 160.12",
+        "epoch 3/50  train loss 150.13  test loss 151.00  40,000 images/s  1:02:05 left",
+    ]
+
+
+def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with console.observer(quiet=True) as observer:
+        tell_all(observer)
+    assert stderr.getvalue() == ""
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with console.observer(quiet=False) as observer:
+        tell_all(observer)
+    text = stderr.getvalue()
+    assert "epoch 3/50 " in text
+    assert "100%" in text
+    assert "loss 160.12" in text
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    assert r"a [note]\twith \x1b[31mcolour" in lines
+    assert any(line.startswith("epoch 3/50  train loss 150.13") for line in lines)
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
+
+
+def test_a_terminal_that_has_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    gone = open(theirs, "w")  # noqa: SIM115 - closing it fails, as it must
+    monkeypatch.setattr(sys, "stderr", gone)
+    with console.observer(quiet=False) as observer:
+        observer.begin("epoch 3/50", 100)
+        os.close(ours)
+        tell_all(observer)
+    console.tell("and nobody hears it")
+    with contextlib.suppress(OSError):
+        gone.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.tell("Error: \x1b]0;title\x07 \u202e \udcff \n end")
+    assert capsys.readouterr().err == r"Error: \x1b]0;title\x07 \u202e \udcff \n end" + "\n"

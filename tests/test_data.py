@@ -1,0 +1,258 @@
+"""Data sets of every kind come out as uint8 (N, 28, 28)."""
+
+import bz2
+import gzip
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS
+from PIL import Image
+from test_idx import idx_bytes
+
+from vaecli import data
+from vaecli.catalog import IDX_FILES, NAMED
+from vaecli.errors import DataError
+
+NAMES = {"train": 500, "test": 150}
+
+
+def quiet(text: str) -> None:
+    raise AssertionError(f"unexpected note: {text}")
+
+
+def load(dataset: object, split: data.SplitName = "train", data_dir: object = None) -> data.Split:
+    return data.load(str(dataset), split, None if data_dir is None else str(data_dir), quiet)
+
+
+def test_idx_folder_gzipped_or_not_is_the_same_data(tmp_path: Path) -> None:
+    for file in DIGITS.iterdir():
+        (tmp_path / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    for split in ("train", "test"):
+        packed, plain = load(DIGITS, split), load(tmp_path, split)
+        assert packed.images.shape == (NAMES[split], 28, 28)
+        assert packed.images.dtype == torch.uint8
+        assert packed.labels is not None
+        assert packed.labels.dtype == torch.int64
+        assert packed.class_names == tuple("0123456789")
+        assert packed.sha256() == plain.sha256()
+
+
+def test_digest_is_over_shape_pixels_and_labels(digits: data.Split) -> None:
+    assert digits.labels is not None
+    changed = digits.labels.clone()
+    changed[0] += 1
+    others = [
+        data.Split(digits.images, changed, digits.class_names),
+        data.Split(digits.images, None, ()),
+        data.Split(digits.images.flip(0), digits.labels, digits.class_names),
+        data.Split(digits.images.reshape(75, 56, 28), digits.labels, ()),
+    ]
+    assert len({split.sha256() for split in (digits, *others)}) == 5
+
+
+def test_idx_folder_names_what_is_missing(tmp_path: Path) -> None:
+    shutil.copy(DIGITS / "train-images-idx3-ubyte.gz", tmp_path)
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte"):
+        load(tmp_path)
+
+
+def test_idx_labels_must_fit_the_images(tmp_path: Path) -> None:
+    for kind, count in (("images", (5, 28, 28)), ("labels", (4,))):
+        name = IDX_FILES["train"][kind == "labels"]
+        (tmp_path / name).write_bytes(idx_bytes(np.zeros(count, np.uint8)))
+    with pytest.raises(DataError, match="labels for 5 images"):
+        load(tmp_path)
+
+
+def test_idx_of_another_size_is_converted_and_noted(tmp_path: Path) -> None:
+    (tmp_path / IDX_FILES["train"][0]).write_bytes(idx_bytes(np.full((3, 14, 14), 200, np.uint8)))
+    (tmp_path / IDX_FILES["train"][1]).write_bytes(idx_bytes(np.zeros(3, np.uint8)))
+    notes: list[str] = []
+    split = data.load(str(tmp_path), "train", None, notes.append)
+    assert split.images.shape == (3, 28, 28)
+    assert (split.images == 200).all()
+    assert len(notes) == 1
+
+
+def make_folder(root: Path, digits: data.Split, layout: str, count: int = 40) -> None:
+    assert digits.labels is not None
+    for index in range(count):
+        label = int(digits.labels[index])
+        name = {
+            "flat": f"{index:03}.png",
+            "classes": f"{label}/{index:03}.png",
+            "splits": f"{'train' if index < 30 else 'test'}/{label}/{index:03}.png",
+        }[layout]
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[index].numpy()).save(root / name)
+
+
+def test_flat_image_folder_has_no_labels_and_every_tenth_is_test(tmp_path: Path, digits: data.Split) -> None:
+    make_folder(tmp_path, digits, "flat")
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert train.labels is None
+    assert train.class_names == ()
+    assert torch.equal(test.images, digits.images[9:40:10])
+    assert torch.equal(train.images, digits.images[[i for i in range(40) if i % 10 != 9]])
+
+
+def test_class_folders_are_labels(tmp_path: Path, digits: data.Split) -> None:
+    make_folder(tmp_path, digits, "classes")
+    parts = [load(tmp_path, split) for split in ("train", "test")]
+    assert parts[0].class_names == parts[1].class_names == tuple("012345679")  # there is no 8 among the 40
+    assert [len(part.images) for part in parts] == [36, 4]
+    by_pixels = {image.numpy().tobytes(): int(label) for image, label in zip(digits.images, digits.labels, strict=True)}  # type: ignore[arg-type]
+    for part in parts:
+        assert part.labels is not None
+        named = [int(part.class_names[label]) for label in part.labels]
+        assert [by_pixels[image.numpy().tobytes()] for image in part.images] == named
+
+
+def test_train_and_test_folders_are_the_splits(tmp_path: Path, digits: data.Split) -> None:
+    make_folder(tmp_path, digits, "splits")
+    shutil.rmtree(tmp_path / "test" / str(int(digits.labels[30])))  # type: ignore[index]
+    train, test = load(tmp_path), load(tmp_path, "test")
+    assert len(train.images) == 30
+    assert train.class_names == test.class_names  # a class that one split lacks keeps its number
+
+
+def test_image_folders_that_make_no_data_set(tmp_path: Path, digits: data.Split) -> None:
+    make_folder(tmp_path / "few", digits, "flat", 9)
+    make_folder(tmp_path / "mixed", digits, "classes")
+    shutil.copy(tmp_path / "few/000.png", tmp_path / "mixed/zzz.png")
+    make_folder(tmp_path / "bad", digits, "flat", 12)
+    (tmp_path / "bad/005.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    cases = {"few": "at least 10", "mixed": "no class folder", "bad": r"005\.png", "empty": "0 images"}
+    for name, words in cases.items():
+        with pytest.raises(DataError, match=words):
+            load(tmp_path / name)
+
+
+def test_npz_with_and_without_a_test_split(tmp_path: Path, digits: data.Split) -> None:
+    images, labels = digits.images.numpy(), digits.labels.numpy()  # type: ignore[union-attr]
+    np.savez(tmp_path / "one.npz", images=images, labels=labels)
+    np.savez_compressed(tmp_path / "two.npz", images=images[:100], test_images=images[100:], test_labels=labels[100:])
+    assert torch.equal(load(tmp_path / "one.npz", "test").images, digits.images[9::10])
+    train, test = load(tmp_path / "two.npz"), load(tmp_path / "two.npz", "test")
+    assert torch.equal(train.images, digits.images[:100])
+    assert train.labels is None
+    assert torch.equal(test.images, digits.images[100:])
+    assert test.labels is not None
+    assert torch.equal(test.labels, digits.labels[100:])  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"pictures": np.zeros((20, 28, 28), np.uint8)}, "no array 'images'"),
+        ({"images": np.zeros((20, 28, 28))}, "uint8"),
+        ({"images": np.zeros((20, 784), np.uint8)}, "uint8"),
+        ({"images": np.array([{}] * 20)}, "no plain array"),
+        ({"images": np.zeros((20, 28, 28), np.uint8), "labels": np.zeros(20)}, "integer"),
+        ({"images": np.zeros((20, 28, 28), np.uint8), "labels": np.zeros(19, int)}, "integer"),
+        ({"images": np.zeros((20, 28, 28), np.uint8), "labels": np.full(20, -1)}, "run from -1"),
+        ({"images": np.zeros((0, 28, 28), np.uint8)}, "at least 10"),
+        ({"images": np.zeros((0, 28, 28), np.uint8), "test_images": np.zeros((0, 28, 28), np.uint8)}, "no images"),
+    ],
+)
+def test_npz_of_other_things_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], words: str) -> None:
+    np.savez(tmp_path / "set.npz", allow_pickle=True, **arrays)
+    with pytest.raises(DataError, match=words):
+        load(tmp_path / "set.npz")
+
+
+def test_npz_whose_header_claims_too_much_takes_no_memory(tmp_path: Path) -> None:
+    import zipfile
+
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 28, 28), }"
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DataError, match="no plain array"):
+        load(tmp_path / "set.npz")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"text", Path(DIGITS / "train-labels-idx1-ubyte.gz").read_bytes()]
+)
+def test_other_files_are_no_data_set(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DataError, match="is no data set"):
+        load(tmp_path / "file")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match=r"No data set 'mnits'.*mnist, fashion-mnist"):
+        load("mnits")
+
+
+def test_a_known_name_wins_over_a_path(tmp_path: Path) -> None:
+    (tmp_path / "fashion-mnist").mkdir()
+    split = load("fashion-mnist", "test", DIGITS)
+    assert split.class_names[9] == "Ankle boot"
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "bare"])
+def test_named_sets_are_found_in_both_layouts(tmp_path: Path, layout: str) -> None:
+    shutil.copytree(DIGITS, tmp_path / ("KMNIST/raw" if layout == "torchvision" else "."), dirs_exist_ok=True)
+    assert torch.equal(load("kmnist", "test", tmp_path).images, load(DIGITS, "test").images)
+
+
+def test_environment_names_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAE_DATA_DIR", str(DIGITS))
+    assert len(load("kmnist", "test").images) == 150
+
+
+def write_set(folder: Path, name: str, images: np.ndarray, labels: np.ndarray, kind: int = 0x08) -> None:
+    folder.mkdir(parents=True)
+    for pair in NAMED[name].files.values():
+        (folder / pair[0]).write_bytes(idx_bytes(images))
+        (folder / pair[1]).write_bytes(idx_bytes(labels, kind))
+
+
+def test_emnist_letters_stand_upright_and_begin_at_a(tmp_path: Path, digits: data.Split) -> None:
+    images = digits.images[:26].numpy()
+    sideways = np.ascontiguousarray(images.transpose(0, 2, 1))
+    write_set(tmp_path / "EMNIST/raw", "emnist-letters", sideways, np.arange(1, 27, dtype=np.uint8))
+    split = load("emnist-letters", "train", tmp_path)
+    np.testing.assert_array_equal(split.images.numpy(), images)
+    assert split.labels is not None
+    assert [split.class_names[label] for label in split.labels] == list("abcdefghijklmnopqrstuvwxyz")
+
+
+def test_qmnist_labels_are_the_first_column(tmp_path: Path, digits: data.Split) -> None:
+    labels = np.arange(32, dtype=">i4").reshape(4, 8) % 10
+    write_set(tmp_path / "QMNIST/raw", "qmnist", digits.images[:4].numpy(), labels.astype(">i4"), 0x0C)
+    split = load("qmnist", "test", tmp_path)
+    assert split.labels is not None
+    assert split.labels.tolist() == [0, 8, 6, 4]
+
+
+def test_labels_of_another_set_are_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "raw", "kmnist", np.zeros((2, 28, 28), np.uint8), np.array([3, 10], np.uint8))
+    with pytest.raises(DataError, match="are not those of kmnist"):
+        load("kmnist", "train", tmp_path / "raw")
+
+
+def test_usps_is_read_by_torchvision_and_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    rows = [
+        f"{label + 1} " + " ".join(f"{i}:{1.0 if i <= 128 else -1.0}" for i in range(1, 257)) for label in range(10)
+    ]
+    packed = bz2.compress("\n".join(rows).encode())
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (tmp_path / name).write_bytes(packed)
+    split_list = {name: [entry[0], entry[1], None] for name, entry in datasets.USPS.split_list.items()}
+    monkeypatch.setattr(datasets.USPS, "split_list", split_list)  # our ten digits have another MD5
+    notes: list[str] = []
+    split = data.load("usps", "test", str(tmp_path), notes.append)
+    assert split.images.shape == (10, 28, 28)
+    assert split.images[:, :10].min() >= 250
+    assert split.images[:, 18:].max() <= 5
+    assert split.labels is not None
+    assert split.labels.tolist() == list(range(10))
+    assert notes == ["Converted 10 images of 16x16 to 28x28 (antialiased)."]

@@ -1,0 +1,153 @@
+"""Files are written whole or not at all, and read only when they are what they should be."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vaecli.errors import VaeError
+from vaecli.files import open_output, open_whole, parse_json, read_record, read_regular, refuse_input, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def half_write() -> None:
+        with open_whole(target) as stream:
+            stream.write(b"new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half_write()
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """A file-size limit is a disk that is full, for one process."""
+    import resource
+    import signal
+
+    target, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(VaeError, match=r"Cannot write .*file: File too large"):
+            write_whole(target, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert os.listdir(tmp_path) == []
+
+
+def test_mode_is_that_of_a_plain_open(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        (tmp_path / "plain").open("w").close()
+        write_whole(tmp_path / "ours", b"")
+    finally:
+        os.umask(previous)
+    modes = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")}
+    assert modes["ours"] == modes["plain"] == 0o640
+    (tmp_path / "ours").chmod(0o600)
+    write_whole(tmp_path / "ours", b"again")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o600
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_a_device_is_written_straight() -> None:
+    write_whole("/dev/null", b"bytes")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("target", ["missing/file", ".", "file/file"])
+def test_unwritable_targets_are_expected_errors(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(VaeError, match="Cannot write"):
+        write_whole(tmp_path / target, b"")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_output_makes_its_folders_or_takes_a_stream(tmp_path: Path) -> None:
+    with open_output(str(tmp_path / "a/b/file")) as stream:
+        stream.write(b"bytes")
+    assert (tmp_path / "a/b/file").read_bytes() == b"bytes"
+    with (
+        pytest.raises(VaeError, match="standard output"),
+        open("/dev/full", "wb", buffering=0) as full,
+        open_output(full) as stream,
+    ):
+        stream.write(b"bytes")
+
+
+def test_reading_takes_regular_files_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(bytes(11))
+    (tmp_path / "circle").symlink_to("circle")
+    cases = {
+        "fifo": "regular file",
+        "large": "11 bytes",
+        ".": "folder",
+        "none": "exist",
+        "circle": "links",
+        "a\0": "null",
+    }
+    for name, words in cases.items():
+        with pytest.raises(VaeError, match=words):
+            read_regular(f"{tmp_path}/{name}", limit=10)
+    (tmp_path / "link").symlink_to("large")
+    assert read_regular(tmp_path / "link", limit=11) == bytes(11)
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(VaeError, match="also an input"):
+        refuse_input(str(tmp_path / "link"), ["elsewhere", tmp_path / "file"])
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[NaN]", "[-Infinity]", "[" * 100_000, "{", "\x00", b"\xff\xfe"])
+def test_json_is_strict(text: str | bytes) -> None:
+    with pytest.raises(VaeError, match="it is damaged"):
+        parse_json(text, "it")
+
+
+@dataclass(frozen=True)
+class Example:
+    number: float
+    count: int
+    name: str | None = None
+
+
+def test_records_have_exactly_their_fields() -> None:
+    assert read_record(Example, {"number": 1, "count": 2}, "it") == Example(1.0, 2)
+    assert read_record(Example, {"number": 1.5, "count": 2, "name": "n"}, "it") == Example(1.5, 2, "n")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {"number": 1.0},
+        {"number": 1.0, "count": 2, "more": 3},
+        {"number": "1", "count": 2},
+        {"number": True, "count": 2},
+        {"number": 1.0, "count": 2.0},
+        {"number": 1e999, "count": 2},
+        {"number": 10**400, "count": 2},
+        {"number": 1.0, "count": 2, "name": 3},
+    ],
+)
+def test_records_of_other_fields_or_types_are_refused(value: object) -> None:
+    with pytest.raises(VaeError, match="it is damaged"):
+        read_record(Example, value, "it")

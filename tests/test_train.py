@@ -1,0 +1,265 @@
+"""Training runs: what is on disk, and that nothing but the settings decides it."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, TINY
+
+from vaecli import checkpoint, engine
+from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
+from vaecli.metrics import EpochRecord, read_metrics
+from vaecli.run import Settings
+from vaecli.services import Observer
+from vaecli.services.evaluate import evaluate
+from vaecli.services.train import Trained, train
+
+SETTINGS = Settings(z_dim=2, epochs=2, **TINY)  # type: ignore[arg-type]
+
+
+def run(folder: Path, epochs: int = 2, **options: Any) -> Trained:
+    settings = dataclasses.replace(SETTINGS, epochs=epochs, **options.pop("settings", {}))
+    result = train(settings, str(folder), **options)
+    assert result is not None
+    return result
+
+
+def weights(result: Trained) -> bytes:
+    return Path(result.checkpoint).read_bytes()
+
+
+class Stop(Observer):
+    """Interrupts in the middle of an epoch, as a signal would."""
+
+    def __init__(self, epoch: int, signum: int = 15) -> None:
+        self.epoch, self.signum, self.notes = epoch, signum, list[str]()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def begin(self, what: str, images: int) -> None:
+        self.now = what
+
+    def advance(self, images: int, loss: float | None = None) -> None:
+        if self.now == f"epoch {self.epoch}/4":
+            raise Interrupted(self.signum)
+
+
+def test_equal_settings_give_equal_bytes(trained: Trained, tmp_path: Path) -> None:
+    again = run(tmp_path / "elsewhere")
+    assert weights(again) == weights(trained)
+    for part in ("train_losses", "test_losses"):
+        assert getattr(again, part) == getattr(trained, part)
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"lr": 0.002}, {"beta": 0.5}, {"batch_size": 49}, {"precision": "bf16"}]
+)
+def test_every_setting_matters(trained: Trained, tmp_path: Path, other: dict[str, object]) -> None:
+    result = run(tmp_path / "run", settings=other)
+    assert result.test_losses != trained.test_losses
+    assert weights(result) != weights(trained)
+
+
+def test_checkpoints_and_intervals_do_not_matter(trained: Trained, tmp_path: Path) -> None:
+    result = run(tmp_path / "run", settings={"checkpoint_every": 2, "log_interval": 1})
+    assert weights(result) == weights(trained)
+
+
+def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 4)
+    first = run(tmp_path / "halves", 2)
+    second = run(tmp_path / "halves", 4, resume=True, typed={"epochs"})
+    assert weights(second) == weights(whole)
+    assert weights(first) != weights(second)
+    states = [(tmp_path / name / "state.safetensors").read_bytes() for name in ("whole", "halves")]
+    assert states[0] == states[1]
+    assert [r.without_speed() for r in read_metrics(f"{tmp_path}/halves/metrics.jsonl")] == [
+        r.without_speed() for r in read_metrics(f"{tmp_path}/whole/metrics.jsonl")
+    ]
+    assert json.loads((tmp_path / "halves/config.json").read_text())["epochs"] == 4
+
+
+def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 4, settings={"checkpoint_every": 1})
+    stop = Stop(epoch=3)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", 4, observer=stop)
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "check2.safetensors", "config.json", "metrics.jsonl", "state.safetensors",
+    ]  # fmt: skip
+    assert (tmp_path / "run/check2.safetensors").read_bytes() == (tmp_path / "whole/check2.safetensors").read_bytes()
+    assert f"Go on with: vae train --resume -o {tmp_path / 'run'}" in stop.notes
+    assert weights(run(tmp_path / "run", 4, resume=True)) == weights(whole)
+
+
+def test_interrupted_before_the_first_epoch_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", 4, observer=Stop(epoch=1))
+    assert os.listdir(tmp_path / "run") == ["config.json"]
+    assert weights(run(tmp_path / "run", 4, resume=True)) == weights(run(tmp_path / "whole", 4))
+
+
+def test_the_order_of_writing_makes_the_state_the_commit_point(tmp_path: Path) -> None:
+    """Killed after the last checkpoint but before its state: the epoch is trained again, to the same bytes."""
+    shutil.copytree(Path(run(tmp_path / "run", 2).checkpoint).parent, tmp_path / "killed")
+    run(tmp_path / "killed", 3, resume=True, typed={"epochs"})
+    shutil.copy(tmp_path / "run/state.safetensors", tmp_path / "killed/state.safetensors")
+    before = (tmp_path / "killed/check3.safetensors").read_bytes()
+    result = run(tmp_path / "killed", 3, resume=True)
+    assert weights(result) == before
+    assert [record.epoch for record in read_metrics(f"{tmp_path}/killed/metrics.jsonl")] == [1, 2, 3]
+
+
+def test_resume_starts_a_run_if_there_is_none(trained: Trained, tmp_path: Path) -> None:
+    assert weights(run(tmp_path / "new", resume=True)) == weights(trained)
+
+
+def test_a_finished_run_answers_at_once(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    (folder / "check2.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": "/gone"}))  # no data is needed
+    result = run(folder, resume=True)
+    assert weights(result) == weights(trained)
+    assert result.test_losses == trained.test_losses
+    with pytest.raises(VaeError, match="has 2 epochs already"):
+        run(folder, 1, resume=True, typed={"epochs"})
+
+
+def test_lost_metrics_come_back_without_their_speeds(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("rubbish")
+    run(folder, 3, resume=True, typed={"epochs"})
+    records = read_metrics(str(folder / "metrics.jsonl"))
+    assert [record.seconds is None for record in records] == [True, True, False]
+    assert [record.test_loss for record in records[:2]] == trained.test_losses
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"z_dim": 3},
+        {"lr": 0.5},
+        {"batch_size": 10},
+        {"beta": 2.0},
+        {"seed": 5},
+        {"dataset": "mnist"},
+        {"precision": "bf16"},
+        {"data_dir": "x"},
+    ],
+)
+def test_a_typed_option_that_differs_is_wrong_usage(trained: Trained, tmp_path: Path, other: dict[str, object]) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    name = next(iter(other))
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} "):
+        run(folder, 3, settings=other, resume=True, typed={name, "epochs"})
+    run(folder, 2, settings=other, resume=True, typed={"epochs"})  # not typed, so the run's own holds
+
+
+def test_a_run_is_never_in_the_way_silently(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(VaeError, match="holds a run"):
+        run(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_overwrite_removes_the_runs_files_alone_and_only_once_all_is_ready(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(VaeError, match="No data set"):
+        run(folder, 1, settings={"dataset": "/gone"}, overwrite=True)
+    assert (folder / "check2.safetensors").exists()
+    run(folder, 1, overwrite=True)
+    assert sorted(os.listdir(folder)) == [
+        "check1.safetensors", "config.json", "metrics.jsonl", "notes.txt", "state.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    stop = Stop(epoch=99)
+    once = dataclasses.replace(SETTINGS, log_interval=1)
+    assert train(once, str(tmp_path / "run"), dry_run=True, observer=stop) is None
+    assert not (tmp_path / "run").exists()
+    assert "Dry run" in stop.notes[-1]
+
+
+def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    digits = shutil.copytree(DIGITS, tmp_path / "digits")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": str(digits)}))
+    with pytest.raises(VaeError, match="has changed since the run began"):
+        run(folder, 3, resume=True, typed={"epochs"})
+    (folder / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
+    with pytest.raises(VaeError, match="with other settings"):
+        run(folder, 3, resume=True, typed={"epochs"})
+    (folder / "config.json").unlink()
+    with pytest.raises(VaeError, match=r"no config\.json"):
+        run(folder, 3, resume=True, typed={"epochs"})
+
+
+def test_metrics_are_exact_and_sum_up(trained: Trained) -> None:
+    records = read_metrics(str(Path(trained.checkpoint).with_name("metrics.jsonl")))
+    assert [record.epoch for record in records] == [1, 2]
+    assert [record.train_loss for record in records] == trained.train_losses
+    for record in records:
+        assert record.train_loss == pytest.approx(record.train_reconstruction + record.train_kl, abs=1e-9)
+        assert record.test_loss == pytest.approx(record.test_reconstruction + record.test_kl, abs=1e-9)
+        assert record.seconds is not None
+        assert record.images_per_second is not None
+        assert record.images_per_second * record.seconds == pytest.approx(500, rel=0.1)
+    history = checkpoint.read_metadata(trained.checkpoint).history
+    assert list(history) == [record.without_speed() for record in records]
+
+
+def test_beta_enters_the_objective_and_not_the_report(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", 1, settings={"beta": 50.0})
+    record = read_metrics(str(tmp_path / "run/metrics.jsonl"))[0]
+    assert result.train_losses[0] == pytest.approx(record.train_reconstruction + record.train_kl, abs=1e-9)
+
+
+def test_the_last_epochs_test_loss_is_what_test_says(trained: Trained) -> None:
+    """The whole split, a sample each, the same noise as in training: not one batch, not the mean."""
+    result = evaluate(trained.checkpoint)
+    assert result.loss == pytest.approx(trained.test_losses[-1], abs=1e-3)
+    assert result.images == 150
+
+
+def test_standard_errors_are_over_images(trained: Trained, digits: Any) -> None:
+    result = evaluate(trained.checkpoint, seed=3)
+    model, _ = checkpoint.load(trained.checkpoint, torch.device("cpu"))
+    terms = engine.evaluate(model, digits.images, seed=3, device=torch.device("cpu"))
+    values = terms.loss().double().numpy()
+    assert result.loss == pytest.approx(values.mean(), abs=1e-4)
+    assert result.loss_se == pytest.approx(values.std(ddof=1) / np.sqrt(150), rel=1e-4)
+    assert result.bits_per_dim == pytest.approx(result.loss / 784 / np.log(2), rel=1e-12)
+    assert result.loss == pytest.approx(result.reconstruction + result.kl, abs=1e-9)
+
+
+def test_divergence_keeps_the_last_finished_epoch(tmp_path: Path) -> None:
+    run(tmp_path / "run", 1)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    with pytest.raises(DivergedError, match="epoch 1, step 2"):
+        run(tmp_path / "wild", 2, settings={"lr": 1e30})
+    assert os.listdir(tmp_path / "wild") == ["config.json"]
+    assert config["lr"] == 0.001
+
+
+def test_observers_hear_every_epoch(tmp_path: Path) -> None:
+    heard: list[tuple[int, int, float]] = []
+
+    class Ear(Observer):
+        def finish_epoch(self, record: EpochRecord, epochs: int, seconds_left: float) -> None:
+            heard.append((record.epoch, epochs, seconds_left))
+
+    run(tmp_path / "run", 3, observer=Ear())
+    assert [(epoch, epochs) for epoch, epochs, _ in heard] == [(1, 3), (2, 3), (3, 3)]
+    assert heard[0][2] > heard[2][2] == 0
