@@ -33,12 +33,12 @@ install: .venv/installed ## Make .venv with the package and its development tool
 
 # All six commands on one run; figures and tables lie beside the weights.
 define all_six
-$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d $(DATASET) --seed $(SEED) -o $(OUT)
-$(VAE) test $(OUT) | tee $(OUT)/test.tsv
-$(VAE) encode $(OUT) -o $(OUT)/codes.csv
-$(VAE) sample $(OUT) --from train -o $(OUT)/samples.png
-$(VAE) scatter $(OUT)
-$(VAE) curves $(OUT)
+$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) -o '$(OUT)'
+$(VAE) test '$(OUT)' | tee '$(OUT)/test.tsv'
+$(VAE) encode '$(OUT)' -o '$(OUT)/codes.csv'
+$(VAE) sample '$(OUT)' --from train -o '$(OUT)/samples.png'
+$(VAE) scatter '$(OUT)'
+$(VAE) curves '$(OUT)'
 endef
 
 .PHONY: demo
@@ -47,7 +47,7 @@ demo: install ## Train z_dim 4 for 5 epochs, then use all six commands, into out
 
 .PHONY: train
 train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
-	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d $(DATASET) --seed $(SEED) -o $(OUT)
+	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) -o '$(OUT)'
 
 .PHONY: results
 results: results-z2 results-z4 ## The tutorial's results: z_dim 2 and 4, 50 epochs each, with figures

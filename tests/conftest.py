@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from vaecli import data
 from vaecli.cli import app
 from vaecli.run import Settings
-from vaecli.services.train import Trained, train
+from vaecli.services.resume import Trained
+from vaecli.services.train import train
 
 DIGITS = Path(__file__).parent / "data"  # IDX: 500 training and 150 test images of MNIST
 TINY = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device": "cpu"}

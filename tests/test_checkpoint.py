@@ -21,7 +21,7 @@ import vaecli
 from vaecli import checkpoint, data, engine
 from vaecli.errors import CheckpointError
 from vaecli.run import find_checkpoint
-from vaecli.services.train import Trained
+from vaecli.services.resume import Trained
 
 CPU = torch.device("cpu")
 
@@ -166,6 +166,7 @@ BAD: dict[str, tuple[Doctor, str]] = {
     "another model": (with_metadata(lambda value: value["model"].update(name="MLP")), "another model"),
     "z_dim 3": (with_metadata(lambda value: value["model"].update(z_dim=3)), "does not fit the model"),
     "z_dim 0": (with_metadata(lambda value: value["model"].update(z_dim=0)), "z_dim"),
+    "z_dim 2^63": (with_metadata(lambda value: value["model"].update(z_dim=2**63)), "tensor too many"),
     "z_dim 10^30": (with_metadata(lambda value: value["model"].update(z_dim=10**30)), "tensor too many"),
     "epoch beyond the history": (with_metadata(lambda value: value.update(epoch=3)), "history differ"),
     "history not a list": (with_metadata(lambda value: value.update(history={})), "history is no list"),

@@ -36,7 +36,7 @@ def test_training_equals_the_tutorials_loop(digits: data.Split) -> None:
 
     plain = engine.new_model(2, seed)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    order = torch.randperm(len(images), generator=generator(seed, "order", 1))
+    order = torch.randperm(len(images), generator=generator(seed, "permutation", 1))
     eps = torch.randn(len(images), 2, generator=generator(seed, "training noise", 1))
     total = 0.0
     for start in range(0, len(images), 40):
@@ -53,7 +53,7 @@ def test_training_equals_the_tutorials_loop(digits: data.Split) -> None:
 
 
 def test_every_epoch_has_its_own_order() -> None:
-    orders = [torch.randperm(100, generator=generator(0, "order", epoch)) for epoch in (1, 1, 2)]
+    orders = [torch.randperm(100, generator=generator(0, "permutation", epoch)) for epoch in (1, 1, 2)]
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
 
@@ -99,9 +99,9 @@ def test_a_model_of_nonsense_is_an_error(digits: data.Split) -> None:
     model = engine.new_model(2, 0)
     with torch.no_grad():
         model.linear1mean.weight.fill_(3e38)
-    with pytest.raises(VaeError, match="not finite"):
+    with pytest.raises(VaeError, match="codes that are not finite"):
         engine.encode(model, digits.images, CPU)
-    with pytest.raises(VaeError, match="not numbers"):
+    with pytest.raises(VaeError, match="pixels that are not finite"):
         engine.decode(model, torch.full((1, 2), float("nan")))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vaecli.errors import VaeError
-from vaecli.files import open_output, open_whole, parse_json, read_record, read_regular, refuse_input, write_whole
+from vaecli.files import open_output, open_whole, parse_json, read_record, read_regular, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -107,13 +107,6 @@ def test_reading_takes_regular_files_only(tmp_path: Path) -> None:
             read_regular(f"{tmp_path}/{name}", limit=10)
     (tmp_path / "link").symlink_to("large")
     assert read_regular(tmp_path / "link", limit=11) == bytes(11)
-
-
-def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("file")
-    with pytest.raises(VaeError, match="also an input"):
-        refuse_input(str(tmp_path / "link"), ["elsewhere", tmp_path / "file"])
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[NaN]", "[-Infinity]", "[" * 100_000, "{", "\x00", b"\xff\xfe"])

@@ -63,6 +63,8 @@ PACKED = gzip.compress(WHOLE)
         "five dimensions": WHOLE[:3] + b"\x05" + WHOLE[4:],
         "claims 2^31 images": WHOLE[:4] + b"\x80\0\0\0" + WHOLE[8:],
         "claims 2^96 values": WHOLE[:4] + b"\xff" * 12,
+        "no columns": WHOLE[:12] + b"\0\0\0\0",
+        "no images, each of 2^64 pixels": WHOLE[:4] + bytes(4) + b"\xff" * 8,
         "gzip cut short": PACKED[:-9],
         "gzip with a wrong checksum": PACKED[:-5] + b"\0" + PACKED[-4:],
         "gzip of rubbish": PACKED[:12] + b"rubbish" + PACKED[19:],

@@ -97,6 +97,30 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, words: str) -
         read_image(str(tmp_path / "bad.png"))
 
 
+def test_a_long_thin_picture_takes_no_memory(tmp_path: Path) -> None:
+    Image.new("L", (100_000, 1)).save(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=r"thin\.png: .*too long"):
+        read_image(str(tmp_path / "thin.png"))
+
+
+def test_transparency_in_a_28x28_grey_png_counts(tmp_path: Path) -> None:
+    Image.new("L", (28, 28), 200).save(tmp_path / "clear.png", transparency=200)
+    pixels, converted = read_image(str(tmp_path / "clear.png"))
+    assert converted
+    assert pixels.max() == 0
+
+
+def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    Image.new("L", (28, 28), 200).save(tmp_path / "exif.png", exif=b"Exif\0\0garbage!")
+    assert read_image(str(tmp_path / "exif.png"))[0].min() == 200
+
+
+def test_an_error_names_no_addresses(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(DataError, match=r"empty\.png is no image that can be read \(unknown format\)\. Remove it\."):
+        read_image(str(tmp_path / "empty.png"))
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_of_unknown_range_are_refused(tmp_path: Path, kind: type) -> None:
     Image.fromarray(np.ones((28, 28), kind)).save(tmp_path / "deep.tiff")

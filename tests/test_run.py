@@ -35,8 +35,43 @@ def test_config_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"z_dim": 0},
+        {"z_dim": 10**30},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"beta": -0.1},
+        {"seed": -1},
+        {"precision": "x"},
+        {"device": "meta"},
+        {"device": ""},
+        {"checkpoint_every": 0},
+        {"log_interval": -1},
+    ],
+)
+def test_settings_that_no_training_can_have(change: dict[str, object]) -> None:
+    with pytest.raises(VaeError, match=rf"The setting {next(iter(change))} cannot be"):
+        Settings(**change)  # type: ignore[arg-type]
+
+
+def test_a_config_without_a_field_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"format": 1}')
+    with pytest.raises(VaeError, match="no field 'z_dim'"):
+        read_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
-    [({"format": 2}, "newer vae"), ({"format": None}, "no format 1"), ({"lr": "x"}, "'lr'"), ({"more": 1}, "'more'")],
+    [
+        ({"format": True}, "no format 1"),
+        ({"format": 2}, "newer vae"),
+        ({"format": None}, "no format 1"),
+        ({"lr": "x"}, "'lr'"),
+        ({"more": 1}, "'more'"),
+    ],
 )
 def test_a_damaged_config_is_an_expected_error(tmp_path: Path, change: dict[str, object], words: str) -> None:
     write_config(str(tmp_path), Settings())

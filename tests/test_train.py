@@ -18,7 +18,8 @@ from vaecli.metrics import EpochRecord, read_metrics
 from vaecli.run import Settings
 from vaecli.services import Observer
 from vaecli.services.evaluate import evaluate
-from vaecli.services.train import Trained, train
+from vaecli.services.resume import Trained
+from vaecli.services.train import train
 
 SETTINGS = Settings(z_dim=2, epochs=2, **TINY)  # type: ignore[arg-type]
 
@@ -204,6 +205,21 @@ def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path:
     (folder / "config.json").unlink()
     with pytest.raises(VaeError, match=r"no config\.json"):
         run(folder, 3, resume=True, typed={"epochs"})
+
+
+def test_a_run_that_lost_its_state_is_not_silently_begun_again(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    (folder / "state.safetensors").unlink()
+    with pytest.raises(VaeError, match=r"lost its state\.safetensors"):
+        run(folder, 2, resume=True)
+    (folder / "check2.safetensors").unlink()  # as if killed between the first check and its state
+    assert weights(run(folder, 2, resume=True)) == weights(trained)
+
+
+def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    (folder / "check2.safetensors").write_bytes(b"xx")
+    assert weights(run(folder, resume=True)) == weights(trained)
 
 
 def test_metrics_are_exact_and_sum_up(trained: Trained) -> None:

@@ -179,7 +179,7 @@ def _state_metadata(value: Any, path: str) -> tuple[Metadata, int]:
     """The metadata of a state file and Adam's step."""
     step = value.pop("step", None) if isinstance(value, dict) else None
     metadata = Metadata.from_json(value, path)
-    if type(step) is not int or step < 0:
+    if type(step) is not int or not 0 <= step < 2**53:
         raise CheckpointError(f"{path} is no state of a run. Begin anew with --overwrite.")
     return metadata, step
 
@@ -195,7 +195,7 @@ def _to_bytes(tensors: Mapping[str, "Tensor"], value: dict[str, Any]) -> bytes:
 def _read(path: str) -> bytes:
     data = read_regular(path, MAX_BYTES, CheckpointError)
     if not data:
-        raise CheckpointError(f"{path} is empty. Use another checkpoint.")
+        raise CheckpointError(f"{path} is empty. Restore it, or use another one.")
     return data
 
 

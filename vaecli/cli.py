@@ -327,7 +327,9 @@ def curves(
     _check_json(json, output)
     from vaecli.services.curves import curves as service
 
-    _answer_output(service(runs, output=_target(output), form=form, metric=metric), json)
+    with console.observer(quiet):
+        result = service(runs, output=_target(output), form=form, metric=metric)
+    _answer_output(result, json)
 
 
 def _typed(context: typer.Context) -> set[str]:

@@ -5,19 +5,20 @@ Answers and errors are plain writes, never wrapped or coloured. Rich draws bars,
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, BinaryIO, ParamSpec
 
 import typer
 
 from vaecli.errors import Interrupted, UsageError, VaeError
-from vaecli.files import open_output
+from vaecli.files import open_output, reason
 from vaecli.metrics import EpochRecord
 from vaecli.services import Observer
 
@@ -83,13 +84,23 @@ def border(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 def run(app: typer.Typer, args: list[str] | None) -> int:
     """Run the app as a process does: signals, usage errors and a closed stdout end as they should."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
-        with _signals_raise():
-            code = app(args, prog_name="vae", standalone_mode=False)
-            return code if isinstance(code, int) else 0
+        # Until a service works there is nothing to clean up, and half an import to break.
+        _handle(dict.fromkeys(SIGNALS, signal.SIG_DFL))
+        code = app(args, prog_name="vae", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         tell(f"Error: {_one_line(error)}")
         return error.exit_code
+    except VaeError as error:
+        tell(f"Error: {error}")
+        return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        tell(f"Error: Cannot write to standard output: {reason(error)}. Write somewhere else.")
+        return VaeError.exit_code
     except Interrupted as stop:
         # A shell loop stops only if the command dies of the signal itself.
         signal.signal(stop.signum, signal.SIG_DFL)
@@ -101,6 +112,7 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
             raise
         return 0
     finally:
+        _handle(before)
         # The interpreter's own last flush would print what the border has said already.
         try:
             if sys.stdout is not None:
@@ -115,22 +127,26 @@ def _one_line(error: typer.TyperException) -> str:
     return text if error.exit_code != UsageError.exit_code else f"{text} See 'vae --help'."
 
 
+def _handle(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Set handlers of signals; one that is ignored (nohup, `&` in a script) stays ignored."""
+    for signum, handler in handlers.items():
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, handler)
+
+
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Within the block a signal raises Interrupted; one that is ignored (nohup, `&`) stays ignored."""
+    """Within the block a signal raises Interrupted, so that a service can clean up."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
 
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    for signum, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(signum, interrupt)
+    _handle(dict.fromkeys(SIGNALS, interrupt))
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        _handle(before)
 
 
 def _drop_stdout() -> None:
@@ -144,15 +160,17 @@ def _drop_stdout() -> None:
 
 @contextlib.contextmanager
 def observer(quiet: bool) -> Iterator[Observer]:
-    """What tells people of a service's progress: bars on a terminal, lines elsewhere, or nothing."""
-    if quiet:
-        yield Observer()
-        return
-    speaking = _Bars() if sys.stderr is not None and sys.stderr.isatty() else _Lines()
-    try:
-        yield speaking
-    finally:
-        speaking.close()
+    """A service at work: signals raise Interrupted, and people hear of its progress.
+
+    They see bars on a terminal, lines elsewhere, or with `quiet` nothing.
+    """
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    speaking = Observer() if quiet else _Bars() if on_terminal else _Lines()
+    with _signals_raise():
+        try:
+            yield speaking
+        finally:
+            speaking.close()
 
 
 def epoch_line(record: EpochRecord, epochs: int, seconds_left: float) -> str:
@@ -202,8 +220,8 @@ class _Bars(Observer):
 
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(markup=False),
+            BarColumn(bar_width=24),  # short of the width, where the terminal's ^C would wrap the line
+            TaskProgressColumn("{task.percentage:>3.0f}%", markup=False),
             TextColumn("{task.fields[loss]}", markup=False),
             TimeRemainingColumn(),
             console=Console(stderr=True, markup=False, highlight=False),

@@ -4,7 +4,7 @@ A split is one uint8 tensor; a batch is a slice of it, made float on the way in.
 are collected on the device and reduced once, in float64, so no mean depends on a batch size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ def prepare(model: ConvVAE, device: torch.device) -> ConvVAE:
 def new_model(z_dim: int, seed: int) -> ConvVAE:
     """A ConvVAE with torch's default initialisation, drawn from `seed` and nothing else."""
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator(seed, "weights").get_state())
+        torch.set_rng_state(generator(seed, "initialisation").get_state())
         return ConvVAE(z_dim)
 
 
@@ -75,7 +75,7 @@ def train_epoch(
     Returns the running means of the epoch. Raises DivergedError if a loss is not finite.
     """
     device, count = images.device, len(images)
-    order = torch.randperm(count, generator=generator(seed, "order", epoch)).to(device)
+    order = torch.randperm(count, generator=generator(seed, "permutation", epoch)).to(device)
     eps = torch.randn(count, model.z_dim, generator=generator(seed, "training noise", epoch)).to(device)
     seen = Terms(torch.empty(count, device=device), torch.empty(count, device=device))
     model.train()
@@ -117,8 +117,7 @@ def blocks(images: Tensor) -> Iterator[tuple[int, Tensor]]:
 def encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
     """Posteriors of uint8 images (B, 28, 28), in float32 on the device. Raises VaeError if not finite."""
     posterior = model.encode(to_unit(images, device))
-    if not all(values.isfinite().all() for values in posterior):
-        raise VaeError("The checkpoint gives codes that are not finite. Use another one.")
+    require_finite(posterior, "codes")
     return posterior
 
 
@@ -128,12 +127,17 @@ def sample_posterior(posterior: Gaussian, seed: int, block: int) -> Tensor:
     return posterior.sample(noise(seed, "posterior", block, mean.shape[1])[: len(mean)].to(mean.device))
 
 
+def require_finite(values: Iterable[Tensor], what: str) -> None:
+    """Raise VaeError if a checkpoint, sound by itself, computes what is no number."""
+    if not all(value.isfinite().all() for value in values):
+        raise VaeError(f"The checkpoint gives {what} that are not finite. Use another one.")
+
+
 @torch.inference_mode()
 def decode(model: ConvVAE, z: Tensor) -> Tensor:
     """Pixels of codes (B, Z): uint8 (B, 28, 28) on the CPU. Raises VaeError if not finite."""
     logits = model.decode(z)
-    if logits.isnan().any():
-        raise VaeError("The checkpoint gives pixels that are not numbers. Use another one.")
+    require_finite([logits], "pixels")
     return to_bytes(logits)
 
 

@@ -9,7 +9,7 @@ import secrets
 import stat
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -34,18 +34,18 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
 
     Raises VaeError where the system refuses, a full disk in the middle of the block included.
     """
-    target = Path(os.path.realpath(path))
     try:
         try:
-            mode = target.stat().st_mode
+            mode = os.stat(path).st_mode
         except FileNotFoundError:
             mode = None
-            if parents:
-                target.parent.mkdir(parents=True, exist_ok=True)
         if mode is not None and not stat.S_ISREG(mode):
-            with target.open("wb") as stream:
+            with open(path, "wb") as stream:
                 yield stream
             return
+        target = Path(os.path.realpath(path))
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".vae-{secrets.token_hex(8)}.tmp")
         try:
             with open(temporary, "xb") as stream:
@@ -107,7 +107,7 @@ def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError]
     Raises `error` for anything else. The file is opened without waiting, so that a pipe with no
     writer is refused and not waited for.
     """
-    name = os.fspath(path)
+    name = os.fspath(path) or "''"
     try:
         with contextlib.ExitStack() as stack:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -125,16 +125,6 @@ def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError]
     except (OSError, ValueError) as failure:  # ValueError: a NUL in the name
         words = reason(failure) if isinstance(failure, OSError) else str(failure)
         raise error(f"Cannot read {name}: {words}. Check the path and its permissions.") from failure
-
-
-def refuse_input(output: str | BinaryIO, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise VaeError if writing `output` would replace one of `inputs`."""
-    if not isinstance(output, str):
-        return
-    for source in inputs:
-        with contextlib.suppress(OSError, ValueError):
-            if os.path.samefile(output, source):
-                raise VaeError(f"The output {output} is also an input. Choose another -o.")
 
 
 def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -> Any:
@@ -156,7 +146,7 @@ def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as failure:
         words = "nested too deeply" if isinstance(failure, RecursionError) else str(failure)
-        raise error(f"{what} is damaged: not valid JSON ({words}).") from failure
+        raise error(f"{what} is damaged: not valid JSON ({words}). Restore it or make it anew.") from failure
 
 
 def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[VaeError] = VaeError) -> Record:
@@ -165,24 +155,28 @@ def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[V
     Fields with a default may be absent. Numbers must be finite; an integer may stand for a float.
     Raises `error` naming `what` and the field otherwise.
     """
+
+    def damaged(words: str) -> VaeError:
+        return error(f"{what} is damaged: {words}. Restore it or make it anew.")
+
     if not isinstance(value, dict):
-        raise error(f"{what} is damaged: not a JSON object.")
+        raise damaged("not a JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in value.keys() - fields.keys():
-        raise error(f"{what} is damaged: unknown field '{name}'.")
+        raise damaged(f"unknown field '{name}'")
     types_of = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in value:
             if field.default is not dataclasses.MISSING:
                 continue
-            raise error(f"{what} is damaged: no field '{name}'.")
+            raise damaged(f"no field '{name}'")
         item, wanted = value[name], types_of[name]
         allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
         if float in allowed and isinstance(item, int) and not isinstance(item, bool):
             with contextlib.suppress(OverflowError):
                 item = float(item)
         if type(item) not in allowed or (isinstance(item, float) and not math.isfinite(item)):
-            raise error(f"{what} is damaged: field '{name}' is {str(value[name])[:40]!r}.")
+            raise damaged(f"field '{name}' is {str(value[name])[:40]!r}")
         arguments[name] = item
     return cls(**arguments)

@@ -52,6 +52,8 @@ class IdxFile:
             self.shape: tuple[int, ...] = struct.unpack(f">{dimensions}I", sizes)
             self._offset = 4 + 4 * dimensions
             self._row_bytes = self._type.itemsize * math.prod(self.shape[1:])
+            if 0 in self.shape[1:] or self._row_bytes > MAX_BYTES:
+                raise EOFError(f"its shape {self.shape} makes no sense")
             # Deflate shrinks by 1,032 to 1 at best, so a larger claim is false without unpacking.
             if self._offset + self.shape[0] * self._row_bytes > 1032 * os.stat(path).st_size:
                 raise EOFError("it is cut short")

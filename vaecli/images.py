@@ -1,5 +1,6 @@
 """Image files in and out: any picture to 28x28 grey, and digits to a grid."""
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vaecli.errors import DataError
 from vaecli.files import read_regular
@@ -17,6 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 SIDE = 28
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 MAX_BYTES = 256 * 2**20  # of an image file
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # where Pillow begins to warn of bombs: 89 million
+_ORIENTATION = 0x0112  # EXIF's tag
 _SEPARATOR = 64  # grey between the images of a grid: seen on black and on white
 
 
@@ -34,7 +37,10 @@ def list_images(folder: str) -> list[tuple[str, str | None]]:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
 
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = os.stat(parent)
+        try:
+            status = os.stat(parent)
+        except OSError as error:
+            refuse(error)
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
@@ -53,38 +59,52 @@ def read_image(path: str) -> tuple[Pixels, bool]:
     Raises DataError if it is missing, no image, damaged, or too large to be decoded safely.
     """
     with warnings.catch_warnings():
-        # Pillow warns from 89 million pixels and refuses from twice that: both are too many here.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # A damaged EXIF block is no reason to refuse the pixels.
         warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
         return _decode(read_regular(path, MAX_BYTES, DataError), path)
 
 
 def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
-    import io
-
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.mode == "L" and image.size == (SIDE, SIDE) and not image.getexif().get(0x0112, 1) > 1:
+            upright = _upright(image)
+            if (
+                upright is image
+                and image.mode == "L"
+                and image.size == (SIDE, SIDE)
+                and not image.has_transparency_data
+            ):
                 return np.asarray(image), False
-            return fit(image), True
+            return fit(upright), True
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} has too many pixels. Scale it down first.") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     # Pillow's decoders raise many types on damaged files; all of them mean the same here.
     except Exception as error:
-        raise DataError(f"{path} is no image that can be read ({error or type(error).__name__}). Remove it.") from error
+        words = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise DataError(f"{path} is no image that can be read ({words}). Remove it.") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says; itself if there is nothing to turn."""
+    try:
+        turn = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turn else image
+    except Exception:  # a damaged EXIF block, of whatever kind, is no reason to refuse the pixels
+        return image
 
 
 def fit(image: Image.Image) -> Pixels:
     """Any picture as uint8 (28, 28).
 
-    Turned as its EXIF says, alpha laid on black, padded to a square with the border's median
-    colour, made grey, and scaled down with an antialiasing filter.
+    Alpha is laid on black; then it is padded to a square with the border's median colour, made
+    grey, and scaled with an antialiasing filter. Raises DataError for what has no known range or
+    would make too large a square.
     """
-    image = ImageOps.exif_transpose(image)
+    if max(image.size) ** 2 > MAX_PIXELS:
+        raise DataError(f"A picture of {image.width}x{image.height} is too long. Cut it first.")
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):

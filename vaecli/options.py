@@ -33,6 +33,11 @@ def _device(value: str) -> str:
     return value
 
 
+def _output(value: str | None) -> str | None:
+    # The answer's own line goes to stdout, too, and must not follow a file's bytes there.
+    return "-" if value == "/dev/stdout" else value
+
+
 def _seed(value: int | None) -> int | None:
     if value is not None and value < 0:
         raise typer.BadParameter(f"{value} is below 0.")
@@ -79,7 +84,7 @@ TrainDataset = Annotated[
     ),
 ]
 TrainSeed = Annotated[int, typer.Option("--seed", metavar="N", callback=_seed, help="Of all randomness.")]
-# Beyond 4,096 dimensions, five a pixel, the weights outgrow what this model is about.
+# The bounds are those of run.Settings, told here before anything is read.
 ZDim = Annotated[int, typer.Option("-z", "--z-dim", min=1, max=4096, help="Dimensions of the latent space.")]
 Epochs = Annotated[int, typer.Option("-e", "--epochs", min=1, help="In total, a resumed run's earlier ones included.")]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")]
@@ -109,7 +114,9 @@ Inputs = Annotated[
         metavar="[INPUT]...", show_default=False, help="Image files, folders of them, or IDX files; else a split."
     ),
 ]
-TableOutput = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Where the table goes; - is stdout.")]
+TableOutput = Annotated[
+    str, typer.Option("-o", "--output", metavar="FILE", callback=_output, help="Where the table goes; - is stdout.")
+]
 TableFormat = Annotated[
     CodesFormat | None,
     typer.Option("--format", show_default="by the output's suffix; csv on stdout", help="Of the table."),
@@ -122,12 +129,24 @@ Count = Annotated[int, typer.Option("-n", min=1, help="How many images.")]
 Pairs = Annotated[bool, typer.Option("--pairs", help="Originals beside their reconstructions.")]
 ImagesOutput = Annotated[
     str | None,
-    typer.Option("-o", "--output", metavar="FILE", show_default="<run>/samples.png", help=".png or .npz; - is stdout."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        callback=_output,
+        show_default="<run>/samples.png",
+        help=".png or .npz; - is stdout.",
+    ),
 ]
 ScatterOutput = Annotated[
     str | None,
     typer.Option(
-        "-o", "--output", metavar="FILE", show_default="<run>/scatter.png", help=".png, .svg or .pdf; - is stdout."
+        "-o",
+        "--output",
+        metavar="FILE",
+        callback=_output,
+        show_default="<run>/scatter.png",
+        help=".png, .svg or .pdf; - is stdout.",
     ),
 ]
 CurvesOutput = Annotated[
@@ -136,6 +155,7 @@ CurvesOutput = Annotated[
         "-o",
         "--output",
         metavar="FILE",
+        callback=_output,
         show_default="<run>/curves.png; of several, ./curves.png",
         help=".png, .svg or .pdf; - is stdout.",
     ),

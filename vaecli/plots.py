@@ -2,8 +2,15 @@
 
 import io
 import logging
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+# Before matplotlib is imported: a home that cannot be written is worth no lines on stderr, and a
+# backend chosen for interactive work, maybe one that is not installed here, is of no use.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib as mpl
 import numpy as np
@@ -17,9 +24,6 @@ from vaecli.metrics import EpochRecord
 
 Metric = Literal["loss", "reconstruction", "kl"]
 FORMATS = ("png", "svg", "pdf")
-
-# Without a writable home matplotlib says at length where it keeps its font cache instead.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 # Paul Tol's "muted" scheme (personal.sron.nl/~pault), made to stay apart under the common
 # colour-vision deficiencies and in lightness; reordered so that digits that a VAE puts side by side
@@ -44,9 +48,16 @@ def render(figure: Figure, form: str) -> bytes:
     """The figure as the bytes of a png, svg or pdf file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # names in any script
         figure.savefig(buffer, format=form, dpi=150, metadata=undated[form])
     return buffer.getvalue()
+
+
+def _plain(name: str, longest: int = 80) -> str:
+    """A name as text that can be drawn: no mathematics between dollars, nothing unprintable, not endless."""
+    shown = "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."
 
 
 def class_colour(label: int) -> str:
@@ -79,7 +90,7 @@ def scatter(
         rows = -(-len(pairs) // columns) or 1
         side = 5.4 if columns == 1 else 4.6 if columns == 2 else 3.4
         figure = Figure(figsize=(side * columns + 1.4, side * rows + 0.5), layout="constrained")
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(_plain(title), fontsize=12)
         axes = figure.subplots(rows, columns, squeeze=False).flat
         for extra in axes[max(len(pairs), 1) :]:
             extra.remove()
@@ -144,7 +155,7 @@ def _legend(figure: Figure, present: Sequence[int], class_names: Sequence[str]) 
     handles = [
         Line2D([], [], linestyle="none", marker="o", markersize=7, color=class_colour(label)) for label in present
     ]
-    names = [class_names[label] if label < len(class_names) else str(label) for label in present]
+    names = [_plain(class_names[label], 32) if label < len(class_names) else str(label) for label in present]
     figure.legend(handles, names, loc="outside right center", ncols=1 + (len(names) - 1) // 20, handletextpad=0.2)
 
 
@@ -164,9 +175,9 @@ def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> Figure:
             solid = axis.plot(epochs, test, linestyle="-", **style)  # type: ignore[arg-type]
             if len(runs) == 1:
                 handles, names = [*dashed, *solid], ["training", "test"]
-                axis.set_title(name)
+                axis.set_title(_plain(name))
             else:
-                handles, names = [*handles, *solid], [*names, name]
+                handles, names = [*handles, *solid], [*names, _plain(name, 32)]
         if len(runs) > 1:
             handles += [Line2D([], [], color="0.3", linestyle=style) for style in ("--", "-")]
             names += ["training", "test"]

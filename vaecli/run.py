@@ -9,6 +9,7 @@ outputs/mnist-z2/
 
 import dataclasses
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from vaecli.errors import CheckpointError, VaeError
 from vaecli.files import parse_json, read_record, read_regular, reason, write_whole
 
+MAX_Z_DIM = 4096  # five dimensions a pixel: beyond, the weights outgrow what the model is about
 FORMAT = 1  # of config.json, the weights and the state file
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
 _CHECK = re.compile(r"check([1-9][0-9]*)\.safetensors")
@@ -38,6 +40,24 @@ class Settings:
     checkpoint_every: int = 10  # epochs
     log_interval: int = 200  # batches; 0 = no lines within an epoch
 
+    def __post_init__(self) -> None:
+        """Raise VaeError for values that no training can have, such as a config.json may hold."""
+        sound = {
+            "z_dim": 1 <= self.z_dim <= MAX_Z_DIM,
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "lr": 0 < self.lr < math.inf,
+            "beta": 0 <= self.beta < math.inf,
+            "seed": self.seed >= 0,
+            "precision": self.precision in ("auto", "fp32", "bf16"),
+            "device": re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?|mps", self.device) is not None,
+            "checkpoint_every": self.checkpoint_every >= 1,
+            "log_interval": self.log_interval >= 0,
+        }
+        for name, fine in sound.items():
+            if not fine:
+                raise VaeError(f"The setting {name} cannot be {getattr(self, name)}. See 'vae train --help'.")
+
 
 def default_folder(dataset: str, z_dim: int) -> str:
     """`outputs/<dataset>-z<z_dim>`; of a data set given as a path, its name without `.npz`."""
@@ -50,10 +70,13 @@ def read_config(folder: str) -> Settings:
     path = os.path.join(folder, CONFIG)
     values = parse_json(read_regular(path, 2**20), path)
     version = values.pop("format", None) if isinstance(values, dict) else None
-    if isinstance(version, int) and version > FORMAT:
+    if type(version) is int and version > FORMAT:
         raise VaeError(f"{path} was made by a newer vae (format {version}). Upgrade vaecli.")
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:
         raise VaeError(f"{path} is damaged: no format {FORMAT}. Begin anew with --overwrite.")
+    for field in dataclasses.fields(Settings):
+        if field.name not in values:
+            raise VaeError(f"{path} is damaged: no field '{field.name}'. Begin anew with --overwrite.")
     return read_record(Settings, values, path)
 
 
@@ -68,6 +91,16 @@ def check_path(folder: str, epoch: int) -> str:
     return os.path.join(folder, f"check{epoch}.safetensors")
 
 
+def is_run_file(path: str) -> bool:
+    """Whether `path` has the name of one of a run's files and lies in a run folder."""
+    folder, name = os.path.split(os.path.realpath(path))
+    return _is_own(name) and os.path.exists(os.path.join(folder, CONFIG))
+
+
+def _is_own(name: str) -> bool:
+    return name in (CONFIG, METRICS, STATE) or _CHECK.fullmatch(name) is not None
+
+
 def run_files(folder: str) -> list[str]:
     """The files in `folder` that a training writes, by name; of other files there none."""
     try:
@@ -76,7 +109,7 @@ def run_files(folder: str) -> list[str]:
         return []
     except OSError as error:
         raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
-    return [os.path.join(folder, name) for name in names if name in (CONFIG, METRICS, STATE) or _CHECK.fullmatch(name)]
+    return [os.path.join(folder, name) for name in names if _is_own(name)]
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +25,15 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise VaeError("No MPS device on this machine. Use --device cpu, or auto.")
     return device
+
+
+def be_exact(device: torch.device) -> None:
+    """Let this process compute on CUDA as the promise says: the same bits each time, float32 in full."""
+    if device.type == "cuda":  # pragma: no cover-cuda
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may reorder sums
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False  # TF32 is float32 with 10 bits, and torch's default here
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -44,7 +44,7 @@ def data_folder(data_dir: str | None) -> Path:
 
 def find_file(folder: Path, name: str) -> Path | None:
     """The file in `folder`, plain or gzipped; None if neither is there."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.isfile(path)), None)
 
 
 def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], None]) -> Path:

@@ -8,9 +8,10 @@ from typing import BinaryIO
 from vaecli import plots
 from vaecli.checkpoint import read_metadata
 from vaecli.errors import VaeError
-from vaecli.files import open_output, refuse_input
+from vaecli.files import open_output
 from vaecli.metrics import EpochRecord, read_metrics
 from vaecli.run import METRICS, find_checkpoint
+from vaecli.services.outputs import guard_output
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def curves(paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: p
 
     Raises VaeError for a path without a finished epoch, CheckpointError for a file that is none.
     """
-    refuse_input(output, paths)
+    guard_output(output, *paths)
     paths = list(dict.fromkeys(paths))
     runs = {}
     for path, name in zip(paths, _names(paths), strict=True):

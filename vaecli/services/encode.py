@@ -12,12 +12,13 @@ from torch import Tensor
 from vaecli import data, engine
 from vaecli.codes import Codes, Format, write_codes
 from vaecli.errors import DataError
-from vaecli.files import open_output, refuse_input
+from vaecli.files import open_output
 from vaecli.idx import IdxFile, is_idx
 from vaecli.images import Pixels, fit_all, list_images, read_images
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split
+from vaecli.services.outputs import guard_output
 
 # Images and what the table says of them: (uint8 images (B, 28, 28), keys, labels).
 _Block = tuple[Tensor, list[int] | list[str], list[int | None]]
@@ -54,13 +55,15 @@ def encode(
     """
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
-    refuse_input(output, [opened.path, *inputs])
+    guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *inputs)
     if not inputs:
         found = open_split(opened, dataset, split, data_dir, observer)
         key, names, count, blocks = "index", found.class_names, len(found.images), _split_blocks(found)
     else:
         names = opened.metadata.class_names
         key, count, blocks = _input_blocks(inputs, names, observer.note)
+    if not count:
+        raise DataError("There are no images to encode. Name files that hold some.")
     observer.begin("encode", count)
     with memory_errors(opened.device), open_output(output) as stream:
         coded = _coded(opened, blocks, opened.seed(seed) if sample else None, observer)
@@ -72,8 +75,9 @@ def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer:
     """The codes of each block; with a seed, the draws too."""
     for number, (images, keys, labels) in enumerate(blocks):
         posterior = engine.encode(opened.model, images, opened.device)
-        z = None if seed is None else engine.sample_posterior(posterior, seed, number).cpu().numpy()
-        yield Codes(keys, labels, posterior.mean.cpu().numpy(), posterior.logvar.cpu().numpy(), z)
+        tables = list(posterior) if seed is None else [*posterior, engine.sample_posterior(posterior, seed, number)]
+        engine.require_finite(tables, "codes")
+        yield Codes(keys, labels, *(table.cpu().numpy() for table in tables))
         observer.advance(len(images))
 
 

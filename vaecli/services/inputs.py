@@ -7,7 +7,7 @@ import torch
 from vaecli import checkpoint, data, engine
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
-from vaecli.runtime import choose_device
+from vaecli.runtime import be_exact, choose_device
 from vaecli.services import Observer
 
 
@@ -28,6 +28,7 @@ class Opened:
 def open_checkpoint(path: str, device: str) -> Opened:
     """Load a weights file, or a run folder's last one. Raises CheckpointError, or VaeError for the device."""
     file, place = find_checkpoint(path), choose_device(device)
+    be_exact(place)
     model, metadata = checkpoint.load(file, place)
     return Opened(file, engine.prepare(model, place), metadata, place)
 

@@ -11,16 +11,19 @@ from numpy.lib import format as npy
 
 from vaecli import engine
 from vaecli.errors import DataError, UsageError
-from vaecli.files import open_output, refuse_input
+from vaecli.files import open_output
+from vaecli.idx import MAX_BYTES
 from vaecli.images import SIDE, Pixels, grid
 from vaecli.runtime import NOISE_BLOCK, generator, memory_errors, noise
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split
+from vaecli.services.outputs import guard_output
 
 Source = Literal["prior", "train", "test"]
 Format = Literal["png", "npz"]
 
 MAX_GRID = 10_000  # images in one picture
+MAX_IMAGES = MAX_BYTES // SIDE**2  # what --dataset can read back
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,11 @@ def sample(
         raise UsageError("--pairs shows originals, which the prior has none of. Use --from train or --from test.")
     if form == "png" and count > MAX_GRID:
         raise UsageError(f"A picture holds at most {MAX_GRID:,} images. Use a smaller -n, or -o with .npz.")
+    if count > MAX_IMAGES:
+        raise UsageError(f"A file holds at most {MAX_IMAGES:,} images. Use a smaller -n.")
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
-    refuse_input(output, [opened.path])
+    guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
     chosen = opened.seed(seed)
     originals = None
     if source != "prior":

@@ -6,10 +6,11 @@ from typing import BinaryIO
 import torch
 
 from vaecli import data, engine, plots
-from vaecli.files import open_output, refuse_input
+from vaecli.files import open_output
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import open_checkpoint, open_split
+from vaecli.services.outputs import guard_output
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def scatter(
     """
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
-    refuse_input(output, [opened.path])
+    guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
     found = open_split(opened, dataset, split, data_dir, observer)
     observer.begin("scatter", len(found.images))
     means = []

@@ -6,32 +6,22 @@ import shlex
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
 from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata, Training
-from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
+from vaecli.errors import DivergedError, Interrupted, VaeError
 from vaecli.files import reason
 from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
-from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, read_config, run_files, write_config
-from vaecli.runtime import choose_device, choose_precision, memory_errors
+from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, run_files, write_config
+from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
 from vaecli.services import Observer
+from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
 
-# What a resumed run may change: how far it goes, what it keeps and says, and where it computes.
-CHANGEABLE = frozenset({"epochs", "checkpoint_every", "log_interval", "device"})
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: its last weights file and the mean losses of each epoch, in nats per image."""
-
-    checkpoint: str
-    epochs: int
-    train_losses: list[float]
-    test_losses: list[float]
+# All that a run can hold that was killed before its first epoch was committed.
+FIRST_COMMIT = (CONFIG, METRICS, "check1.safetensors")
 
 
 def train(
@@ -57,16 +47,19 @@ def train(
     observer = observer or Observer()
     present = run_files(folder)
     if resume and present:
-        settings = _settings_of_run(folder, settings, typed)
+        settings = settings_of_run(folder, settings, typed)
     elif present and not overwrite:
         raise VaeError(f"{folder} holds a run. Use --resume to go on, --overwrite to replace it, or another -o.")
     device = choose_device(settings.device)
+    be_exact(device)
     settings = dataclasses.replace(settings, precision=choose_precision(settings.precision, device))
 
     continuing = resume and os.path.join(folder, STATE) in present
-    if continuing and not dry_run and (trained := _already_finished(folder, settings)):
-        observer.note("The run is finished already; --epochs with a higher total goes on.")
-        return trained
+    if resume and not continuing and any(os.path.basename(path) not in FIRST_COMMIT for path in present):
+        raise VaeError(f"{folder} has lost its {STATE}, so it cannot go on. Use --overwrite, or another -o.")
+    if continuing and not dry_run and (finished := already_finished(folder, settings)):
+        observer.note("The run is finished already; a higher --epochs goes on.")
+        return finished
     train_split, test_split = (
         data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
     )
@@ -132,16 +125,16 @@ class _Run:
 
     def train(self) -> Trained:
         """Train to the last epoch; every finished one is safe on disk before the next begins."""
-        epochs, began = self.settings.epochs, time.perf_counter()
-        first = len(self.history) + 1
+        epochs = self.settings.epochs
         with self._last_epoch_kept():
-            for epoch in range(first, epochs + 1):
+            for epoch in range(len(self.history) + 1, epochs + 1):
+                began = time.perf_counter()
                 self.history.append(self._epoch(epoch))
                 self._keep()
                 self._commit(epoch)
-                seconds = (time.perf_counter() - began) / (epoch - first + 1)
+                seconds = time.perf_counter() - began
                 self.observer.finish_epoch(self.history[-1], epochs, seconds * (epochs - epoch))
-        return _trained(check_path(self.folder, epochs), self.history)
+        return trained(check_path(self.folder, epochs), self.history)
 
     def try_one_batch(self) -> None:
         """One training step and one block of the test pass, then say that it works."""
@@ -244,50 +237,6 @@ class _Run:
 
     def _training(self) -> Training:
         return Training(**{field.name: getattr(self.settings, field.name) for field in dataclasses.fields(Training)})
-
-
-def _settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Settings:
-    """The run's own settings, with those changed that may be. Raises UsageError for any other."""
-    if not os.path.exists(os.path.join(folder, CONFIG)):
-        raise VaeError(f"{folder} holds parts of a run but no {CONFIG}. Use --overwrite, or another -o.")
-    saved = read_config(folder)
-    for name in sorted(typed - CHANGEABLE):
-        chosen, used = getattr(settings, name), getattr(saved, name)
-        if name == "precision":
-            chosen = choose_precision(chosen, choose_device(saved.device))
-        if name == "data_dir" and chosen and used:
-            chosen, used = os.path.abspath(chosen), os.path.abspath(used)
-        if chosen != used:
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} {chosen} is not the run's ({used}). Leave it out, or use another -o.")
-    return dataclasses.replace(saved, **{name: getattr(settings, name) for name in typed & CHANGEABLE})
-
-
-def _already_finished(folder: str, settings: Settings) -> Trained | None:
-    """The result of a run that has all its epochs; its last weights file is made again if it is gone."""
-    metadata = checkpoint.read_state_metadata(os.path.join(folder, STATE))
-    if metadata.epoch < settings.epochs:
-        return None
-    if metadata.epoch > settings.epochs:
-        raise VaeError(
-            f"The run in {folder} has {metadata.epoch} epochs already, more than --epochs {settings.epochs}. "
-            f"Use check{settings.epochs}.safetensors if it was kept, or another -o."
-        )
-    path = check_path(folder, metadata.epoch)
-    if not os.path.exists(path):
-        model = engine.new_model(settings.z_dim, settings.seed)
-        checkpoint.load_state(os.path.join(folder, STATE), model, torch.optim.Adam(model.parameters()))
-        checkpoint.save(path, dict(model.named_parameters()), metadata)
-    return _trained(path, metadata.history)
-
-
-def _trained(path: str, history: list[EpochRecord] | tuple[EpochRecord, ...]) -> Trained:
-    return Trained(
-        checkpoint=path,
-        epochs=len(history),
-        train_losses=[record.train_loss for record in history],
-        test_losses=[record.test_loss for record in history],
-    )
 
 
 def _remove(files: list[str]) -> None:

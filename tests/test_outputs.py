@@ -1,0 +1,53 @@
+"""Derived files replace derived files, and nothing else."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DIGITS, Invoke, assert_one_line
+
+from vaecli import data
+from vaecli.errors import VaeError
+from vaecli.services.outputs import guard_output
+from vaecli.services.resume import Trained
+
+
+def test_new_files_and_derived_ones_are_free(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    for name in ("scatter.png", "codes.csv"):
+        guard_output(str(folder / name), str(folder))
+    (folder / "codes.csv").touch()
+    guard_output(str(folder / "codes.csv"), str(folder))
+    guard_output("-", "-")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "state.safetensors", "check1.safetensors"])
+def test_files_of_a_run_are_not_replaced(trained: Trained, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    (tmp_path / "link").symlink_to(folder / name)
+    for output in (folder / name, tmp_path / "link"):
+        with pytest.raises(VaeError, match="file of a training run"):
+            guard_output(str(output))
+
+
+def test_inputs_are_not_replaced(tmp_path: Path) -> None:
+    digits = shutil.copytree(DIGITS, tmp_path / "digits")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "link.png").symlink_to("a.png")
+    (digits / "b.png").touch()
+    idx = str(digits / "t10k-images-idx3-ubyte.gz")
+    cases = [("link.png", "a.png"), ("digits/b.png", "digits"), (idx, str(digits)), (idx, idx)]
+    for output, source in cases:
+        with pytest.raises(VaeError, match="also an input"):
+            guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / source))
+
+
+def test_a_data_set_survives_the_commands_that_use_it(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    np.savez("set.npz", images=digits.images.numpy())
+    before = Path("set.npz").read_bytes()
+    for command in (["sample", "--from", "test", "-n", "5"], ["encode"]):
+        result = invoke(command[0], ckpt, *command[1:], "-d", "set.npz", "-o", "set.npz")
+        assert result.exit_code == 1
+        assert "also an input" in assert_one_line(result.stderr)
+    assert Path("set.npz").read_bytes() == before

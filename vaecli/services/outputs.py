@@ -1,0 +1,27 @@
+"""What every command that writes a file asks first: would it replace something that is no derived file?"""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from vaecli.errors import VaeError
+from vaecli.idx import is_idx
+from vaecli.images import SUFFIXES
+from vaecli.run import is_run_file
+
+
+def guard_output(output: str | BinaryIO, *sources: str) -> None:
+    """Raise VaeError if `output` is one of the `sources`, an image or IDX file in one, or a file of a run.
+
+    Derived files are replaced without asking, so what they may not replace is refused.
+    """
+    if not isinstance(output, str) or not os.path.exists(output):
+        return
+    if is_run_file(output):
+        raise VaeError(f"The output {output} is a file of a training run. Choose another -o.")
+    target = Path(os.path.realpath(output))
+    for source in filter(os.path.exists, sources):
+        inside = target.is_relative_to(os.path.realpath(source))
+        is_data = os.path.samefile(output, source) or output.lower().endswith(SUFFIXES) or is_idx(output)
+        if inside and is_data:
+            raise VaeError(f"The output {output} is also an input. Choose another -o.")

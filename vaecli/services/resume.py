@@ -1,0 +1,74 @@
+"""Going on with a run: what its folder says, and what a resumed command may change of it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import torch
+
+from vaecli import checkpoint, engine
+from vaecli.errors import CheckpointError, UsageError, VaeError
+from vaecli.metrics import EpochRecord
+from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
+from vaecli.runtime import choose_device, choose_precision
+
+# What a resumed run may change: how far it goes, what it keeps and says, and where it computes.
+CHANGEABLE = frozenset({"epochs", "checkpoint_every", "log_interval", "device"})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its last weights file and the mean losses of each epoch, in nats per image."""
+
+    checkpoint: str
+    epochs: int
+    train_losses: list[float]
+    test_losses: list[float]
+
+
+def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Settings:
+    """The run's own settings, with those changed that may be. Raises UsageError for any other."""
+    if not os.path.exists(os.path.join(folder, CONFIG)):
+        raise VaeError(f"{folder} holds parts of a run but no {CONFIG}. Use --overwrite, or another -o.")
+    saved = read_config(folder)
+    for name in sorted(typed - CHANGEABLE):
+        chosen, used = getattr(settings, name), getattr(saved, name)
+        if name == "precision":
+            chosen = choose_precision(chosen, choose_device(saved.device))
+        if name == "data_dir" and chosen and used:
+            chosen, used = os.path.abspath(chosen), os.path.abspath(used)
+        if chosen != used:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} {chosen} is not the run's ({used}). Leave it out, or use another -o.")
+    return dataclasses.replace(saved, **{name: getattr(settings, name) for name in typed & CHANGEABLE})
+
+
+def already_finished(folder: str, settings: Settings) -> Trained | None:
+    """The result of a run that has all its epochs; its last weights file is made again if it is gone."""
+    metadata = checkpoint.read_state_metadata(os.path.join(folder, STATE))
+    if metadata.epoch < settings.epochs:
+        return None
+    if metadata.epoch > settings.epochs:
+        raise VaeError(
+            f"The run in {folder} has {metadata.epoch} epochs already, more than --epochs {settings.epochs}. "
+            f"Use check{settings.epochs}.safetensors if it was kept, or another -o."
+        )
+    path = check_path(folder, metadata.epoch)
+    try:
+        checkpoint.load(path, torch.device("cpu"))
+    except CheckpointError:  # lost or damaged, and the state has all that it held
+        model = engine.new_model(settings.z_dim, settings.seed)
+        checkpoint.load_state(os.path.join(folder, STATE), model, torch.optim.Adam(model.parameters()))
+        checkpoint.save(path, dict(model.named_parameters()), metadata)
+    return trained(path, metadata.history)
+
+
+def trained(path: str, history: Sequence[EpochRecord]) -> Trained:
+    """The result of a run with this last weights file and history."""
+    return Trained(
+        checkpoint=path,
+        epochs=len(history),
+        train_losses=[record.train_loss for record in history],
+        test_losses=[record.test_loss for record in history],
+    )
