@@ -15,6 +15,11 @@ from vaecli.loss import Terms, negative_elbo
 from vaecli.model import ConvVAE, Gaussian
 from vaecli.runtime import NOISE_BLOCK, generator, noise
 
+# Images computed at once outside training. In blocks of 1,000 the activations leave the cache and
+# are mapped anew each time: 0.25 s instead of 0.12 s for 1,000 images' terms (two Zen 5 cores,
+# torch 2.15, median of 4 interleaved runs; 50 and 100 are no better than 200).
+CHUNK = 200
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -113,18 +118,29 @@ def blocks(images: Tensor) -> Iterator[tuple[int, Tensor]]:
     return enumerate(torch.split(images, NOISE_BLOCK))
 
 
+def _by_chunks(compute: Callable[..., Iterable[Tensor]], *inputs: Tensor) -> list[Tensor]:
+    """The tensors that `compute` makes of equally long inputs, a few images at a time, joined again."""
+    parts = [compute(*chunk) for chunk in zip(*(torch.split(each, CHUNK) for each in inputs), strict=True)]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
 @torch.inference_mode()
 def encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
     """Posteriors of uint8 images (B, 28, 28), in float32 on the device. Raises VaeError if not finite."""
-    posterior = model.encode(to_unit(images, device))
+    posterior = Gaussian(*_by_chunks(lambda chunk: model.encode(to_unit(chunk, device)), images))
     require_finite(posterior, "codes")
     return posterior
 
 
+def _posterior_noise(seed: int, block: int, count: int, z_dim: int) -> Tensor:
+    """eps (count, Z) of one block of images, the same in every command that samples a posterior."""
+    return noise(seed, "posterior", block, z_dim)[:count]
+
+
 def sample_posterior(posterior: Gaussian, seed: int, block: int) -> Tensor:
-    """z (B, Z) of one block of images. Every command that samples a posterior draws this same z."""
+    """z (B, Z) of one block of images: those whose loss `evaluate` measures."""
     mean = posterior.mean
-    return posterior.sample(noise(seed, "posterior", block, mean.shape[1])[: len(mean)].to(mean.device))
+    return posterior.sample(_posterior_noise(seed, block, *mean.shape).to(mean.device))
 
 
 def require_finite(values: Iterable[Tensor], what: str) -> None:
@@ -136,9 +152,13 @@ def require_finite(values: Iterable[Tensor], what: str) -> None:
 @torch.inference_mode()
 def decode(model: ConvVAE, z: Tensor) -> Tensor:
     """Pixels of codes (B, Z): uint8 (B, 28, 28) on the CPU. Raises VaeError if not finite."""
-    logits = model.decode(z)
-    require_finite([logits], "pixels")
-    return to_bytes(logits)
+
+    def pixels(chunk: Tensor) -> list[Tensor]:
+        logits = model.decode(chunk)
+        require_finite([logits], "pixels")
+        return [to_bytes(logits)]
+
+    return _by_chunks(pixels, z)[0]
 
 
 @torch.inference_mode()
@@ -156,11 +176,15 @@ def evaluate(
     no noise from it, and not on a batch size.
     """
     model.eval()
+
+    def terms(chunk: Tensor, eps: Tensor) -> Terms:
+        x = to_unit(chunk, device)
+        logits, posterior = model(x, eps)
+        return negative_elbo(logits, posterior, x)
+
     parts = []
     for block, chunk in blocks(images):
-        x = to_unit(chunk, device)
-        posterior = model.encode(x)
-        logits = model.decode(sample_posterior(posterior, seed, block))
-        parts.append([term.cpu() for term in negative_elbo(logits, posterior, x)])
-        on_block(len(x))
+        eps = _posterior_noise(seed, block, len(chunk), model.z_dim).to(device)
+        parts.append([term.cpu() for term in _by_chunks(terms, chunk, eps)])
+        on_block(len(chunk))
     return Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))

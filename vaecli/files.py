@@ -32,7 +32,8 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
     plain `open` gives. A link is followed; a target that exists and is no regular file
     (`/dev/null`, a pipe) is written straight. With `parents`, missing folders are made.
 
-    Raises VaeError where the system refuses, a full disk in the middle of the block included.
+    Raises VaeError where the system refuses, a full disk in the middle of the block included; only
+    BrokenPipeError passes.
     """
     try:
         try:
@@ -59,6 +60,8 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+    except BrokenPipeError:  # the target is a pipe, whose reader may leave early
+        raise
     except OSError as error:
         raise VaeError(
             f"Cannot write {os.fspath(path)}: {reason(error)}. "
@@ -76,7 +79,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, parents: bool = Fa
 def open_output(output: str | BinaryIO) -> Iterator[BinaryIO]:
     """What a command answers with: a path, written whole and its folders made, or an open stream.
 
-    Raises VaeError if the system refuses; BrokenPipeError passes, because a reader may leave early.
+    Raises VaeError if the system refuses; only BrokenPipeError passes.
     """
     if isinstance(output, str):
         with open_whole(output, parents=True) as stream:

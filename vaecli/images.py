@@ -30,7 +30,7 @@ def list_images(folder: str) -> list[tuple[str, str | None]]:
     `folder` itself has none. Links are followed, circles of links only once. Hidden files and other
     suffixes are passed over. Raises DataError if a folder cannot be read.
     """
-    found: list[str] = []
+    found: list[tuple[tuple[str, ...], str]] = []
     visited: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -46,11 +46,11 @@ def list_images(folder: str) -> list[tuple[str, str | None]]:
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    parts = {path: Path(path).relative_to(folder).parts for path in found}
-    return [(path, parts[path][0] if len(parts[path]) > 1 else None) for path in sorted(found, key=parts.get)]  # type: ignore[arg-type]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                path = os.path.join(parent, name)
+                found.append((Path(path).relative_to(folder).parts, path))
+    return [(path, parts[0] if len(parts) > 1 else None) for parts, path in sorted(found)]
 
 
 def read_image(path: str) -> tuple[Pixels, bool]:

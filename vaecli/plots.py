@@ -50,7 +50,7 @@ def render(figure: Figure, form: str) -> bytes:
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # names in any script
-        figure.savefig(buffer, format=form, dpi=150, metadata=undated[form])
+        figure.savefig(buffer, format=form, dpi=120, metadata=undated[form])
     return buffer.getvalue()
 
 

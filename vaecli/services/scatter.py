@@ -1,5 +1,6 @@
 """`vae scatter`: the posterior means of a split, coloured by class."""
 
+import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -48,7 +49,7 @@ def scatter(
     shown = len(plots.panels(opened.model.z_dim))
     if shown > plots.MAX_PANELS:
         observer.note(f"Showing the first {plots.MAX_PANELS} of {shown} pairs of dimensions.")
-    name = dataset or opened.metadata.data.dataset
+    name = os.path.basename(os.path.abspath(dataset or opened.metadata.data.dataset))
     title = f"{name}, {len(found.images):,} {split} images, z_dim {opened.model.z_dim}, epoch {opened.metadata.epoch}"
     labels = None if found.labels is None else found.labels.numpy()
     figure = plots.scatter(torch.cat(means).numpy(), labels, found.class_names, title)
