@@ -90,7 +90,7 @@ def use_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips the download that costs seconds to import, where its failing is not the point."""
 
-    def fail(known: object, work: Path, deadline: float) -> Path:
+    def fail(known: object, work: Path, deadline: float, arriving: object) -> Path:
         raise DataError("torchvision: not asked")
 
     monkeypatch.setattr(sources, "_from_torchvision", fail)
@@ -166,7 +166,7 @@ def test_without_pip_the_error_says_so(no_torchvision: None, tmp_path: Path, mon
 
 def test_offline_without_data_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     began = time.monotonic()
-    done = process("train", "-q", "-o", "run", "--data-dir", tmp_path / "cache", env=OFFLINE, cwd=tmp_path)
+    done = process("train", "-o", "run", "--data-dir", tmp_path / "cache", env=OFFLINE, cwd=tmp_path)
     assert time.monotonic() - began < 30  # a contract: nobody waits longer to learn that there is no network
     assert done.returncode == 1
     assert done.stdout == b""
@@ -183,13 +183,15 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sources, "SOCKET_SECONDS", 0.5)
     script = "import time; print('ready', flush=True); time.sleep(600)"
     with pytest.raises(DataError, match="what: no answer from the network"):
-        sources._run("what", ["-c", script], tmp_path, time.monotonic() + 60)
+        sources._run("what", ["-c", script], tmp_path, time.monotonic() + 60, print)
 
 
 def test_a_child_does_not_import_from_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "torchvision.py").write_text("raise SystemExit('attacked')")
     (tmp_path / "work").mkdir()
-    sources._run("what", ["-c", "import sys; assert '' not in sys.path"], tmp_path / "work", time.monotonic() + 60)
+    sources._run(
+        "what", ["-c", "import sys; assert '' not in sys.path"], tmp_path / "work", time.monotonic() + 60, print
+    )
     assert sys.executable
 
 

@@ -124,7 +124,7 @@ def train(
             return
         quoted = shlex.quote(trained.checkpoint)
         observer.note(
-            f"{trained.epochs} epochs done: training loss {trained.train_losses[-1]:.2f}, "
+            f"Done after epoch {trained.epochs}: training loss {trained.train_losses[-1]:.2f}, "
             f"test loss {trained.test_losses[-1]:.2f} nats per image. Next:"
         )
         for command in ("test", "sample", "scatter", "curves"):

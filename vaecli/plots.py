@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -50,7 +51,7 @@ def render(figure: Figure, form: str) -> bytes:
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # names in any script
-        figure.savefig(buffer, format=form, dpi=120, metadata=undated[form])
+        figure.savefig(buffer, format=form, dpi=120, bbox_inches="tight", metadata=undated[form])
     return buffer.getvalue()
 
 
@@ -89,20 +90,26 @@ def scatter(
         columns = min(len(pairs), 4 if len(pairs) > 4 else 2) or 1
         rows = -(-len(pairs) // columns) or 1
         side = 5.4 if columns == 1 else 4.6 if columns == 2 else 3.4
-        figure = Figure(figsize=(side * columns + 1.4, side * rows + 0.5), layout="constrained")
+        groups = _groups(labels, len(codes))
+        names = {label: _class_name(label, class_names) for label in groups if label is not None}
+        legend_columns = 1 + (len(names) - 1) // 20
+        legend_width = legend_columns * (0.7 + 0.09 * max(map(len, names.values()), default=0))  # inches
+        spaced = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)  # inches: room for each panel's labels
+        figure = Figure(figsize=(side * columns + legend_width, side * rows + 0.5), layout=spaced)
         figure.suptitle(_plain(title), fontsize=12)
         axes = figure.subplots(rows, columns, squeeze=False).flat
         for extra in axes[max(len(pairs), 1) :]:
             extra.remove()
-        groups = _groups(labels, len(codes))
         if pairs:
             limit = 1.05 * float(np.abs(codes).max()) or 1.0
             for axis, pair in zip(axes[: len(pairs)], pairs, strict=True):
                 _scatter_panel(axis, codes, pair, groups, limit)
         else:
             _histograms(axes[0], codes[:, 0], groups)
-        if labels is not None:
-            _legend(figure, [label for label in groups if label is not None], class_names)
+        if names:
+            dots = [Line2D([], [], linestyle="none", marker="o", markersize=7, color=class_colour(n)) for n in names]
+            text = list(names.values())
+            figure.legend(dots, text, loc="outside right center", ncols=legend_columns, handletextpad=0.2)
         return figure
 
 
@@ -151,12 +158,8 @@ def _histograms(axis: Axes, codes: npt.NDArray[np.float32], groups: Mapping[int 
     axis.set(xlabel="z[0]", ylabel="images", xlim=(-limit, limit))
 
 
-def _legend(figure: Figure, present: Sequence[int], class_names: Sequence[str]) -> None:
-    handles = [
-        Line2D([], [], linestyle="none", marker="o", markersize=7, color=class_colour(label)) for label in present
-    ]
-    names = [_plain(class_names[label], 32) if label < len(class_names) else str(label) for label in present]
-    figure.legend(handles, names, loc="outside right center", ncols=1 + (len(names) - 1) // 20, handletextpad=0.2)
+def _class_name(label: int, class_names: Sequence[str]) -> str:
+    return _plain(class_names[label], 32) if label < len(class_names) else str(label)
 
 
 def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> Figure:

