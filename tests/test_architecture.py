@@ -26,7 +26,7 @@ LAYERS = (
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog"},
     {"loss"},
     {"model"},
-    {"files"},
+    {"files", "allocator"},
     {"errors"},
 )
 ONLY_IN = {

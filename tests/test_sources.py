@@ -18,7 +18,7 @@ from test_idx import idx_bytes
 
 from vaecli import data, sources
 from vaecli.catalog import MNIST_SHA256, NAMED
-from vaecli.errors import DataError, VaeError
+from vaecli.errors import DataError, Interrupted, VaeError
 
 # Nothing listens on port 9, so every connection is refused at once.
 OFFLINE = {
@@ -222,3 +222,14 @@ def test_idx_bytes_of_the_wheel_are_those_of_the_files(tmp_path: Path) -> None:
     expected = np.rint(images * 256).astype(np.uint8).reshape(2, 28, 28)
     assert (tmp_path / "t10k-images-idx3-ubyte").read_bytes() == idx_bytes(expected)
     assert (tmp_path / "t10k-labels-idx1-ubyte").read_bytes() == idx_bytes(np.array([3, 4], np.uint8))
+
+
+def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(known: object, work: Path, deadline: float, arriving: object) -> Path:
+        (work / "train-images-idx3-ubyte").write_bytes(b"half")
+        raise Interrupted(15)
+
+    monkeypatch.setattr(sources, "_from_torchvision", interrupted)
+    with pytest.raises(Interrupted):
+        data.load("kmnist", "train", str(tmp_path / "cache"), print)
+    assert os.listdir(tmp_path / "cache") == []

@@ -10,6 +10,7 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from vaecli import console, options
+from vaecli.allocator import keep_freed_memory
 from vaecli.errors import UsageError
 from vaecli.run import Settings, default_folder
 
@@ -25,6 +26,7 @@ _RECIPE = Settings()
 
 def main(args: list[str] | None = None) -> int:
     """The entry point: runs the command line and returns the exit code."""
+    keep_freed_memory()
     return console.run(app, args)
 
 

@@ -78,8 +78,8 @@ class ConvVAE(nn.Module):
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
         h = F.relu(self.linear2(z))  # (B, 3136)
         h = h.view(-1, 64, 7, 7)  # (B, 64, 7, 7)
-        h = F.relu(self.deconv1(h))  # (B, 64, 15, 15)
-        h = F.relu(self.deconv2(h))  # (B, 32, 31, 31)
+        h = F.relu(_deconvolve(self.deconv1, h))  # (B, 64, 15, 15)
+        h = F.relu(_deconvolve(self.deconv2, h))  # (B, 32, 31, 31)
         logits: Tensor = self.conv3(h)  # (B, 1, 28, 28)
         return logits.to(z.dtype)
 
@@ -87,3 +87,15 @@ class ConvVAE(nn.Module):
         """Encode, sample one z an image, decode: logits (B, 1, 28, 28) and the posterior."""
         posterior = self.encode(images)
         return self.decode(posterior.sample(eps)), posterior
+
+
+def _deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:
+    """`layer(h)` with the bias added afterwards, whose gradient is then a plain sum.
+
+    Inside torch's own CPU kernel that gradient costs more than those of data and weights together:
+    35.4 ms a training step becomes 34.0 in float32, 32.3 becomes 25.1 in bf16 (two Zen 5 cores,
+    torch 2.15, medians of 5 interleaved runs of 50 steps).
+    """
+    assert layer.bias is not None
+    h = F.conv_transpose2d(h, layer.weight, stride=layer.stride)
+    return h + layer.bias.to(h.dtype)[:, None, None]  # cast, or autocast's bf16 would become float32

@@ -1,0 +1,26 @@
+"""glibc's allocator, told to keep what a training step frees, because the next step takes it again.
+
+A step frees and takes buffers of 12 MB over and over. By default glibc gives each back to the
+kernel and maps it anew, and every page faults again: 54.6 ms a training step in float32 against
+37.3 with the memory kept (two Zen 5 cores, glibc 2.36, torch 2.15, medians of 5 interleaved runs of
+50 steps of 100 images; the peak of memory is the same).
+"""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Raise glibc's mmap and trim thresholds in this process; does nothing with another C library.
+
+    It is for the command, not for a library: a notebook's memory is its owner's business.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST)
