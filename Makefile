@@ -9,18 +9,20 @@ DATASET ?= mnist
 SEED ?= 0
 BIN := .venv/bin
 VAE := $(BIN)/vae
+# What 'vae train' calls its folder after: of a path, its last part.
+NAME = $(patsubst %.npz,%,$(notdir $(patsubst %/,%,$(DATASET))))
 
 demo: Z_DIM ?= 4
 demo: EPOCHS ?= 5
 demo: OUT ?= outputs/demo
 train results-z%: EPOCHS ?= 50
 train: Z_DIM ?= 2
-train: OUT ?= outputs/$(DATASET)-z$(Z_DIM)
+train: OUT ?= outputs/$(NAME)-z$(Z_DIM)
 
 .PHONY: help
 help: ## Show this list
 	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0]"
-	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 %-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: .venv/installed ## Make .venv with the package and its development tools
@@ -49,14 +51,11 @@ demo: install ## Train z_dim 4 for 5 epochs, then use all six commands, into out
 train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
 	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) -o '$(OUT)'
 
-.PHONY: results
+.PHONY: results results-z2 results-z4
 results: results-z2 results-z4 ## The tutorial's results: z_dim 2 and 4, 50 epochs each, with figures
 
-.PHONY: results-z2 results-z4
-results-z2 results-z4: results-z%: install
-	$(eval Z_DIM := $*)
-	$(eval OUT := outputs/$(DATASET)-z$*)
-	$(all_six)
+results-z2 results-z4: results-z%: install ## One of them
+	$(MAKE) --no-print-directory demo Z_DIM=$* EPOCHS=$(EPOCHS) OUT='$(or $(OUT),outputs/$(NAME))-z$*'
 
 .PHONY: test
 test: install ## Run the tests, with coverage

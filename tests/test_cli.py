@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import DIGITS, Invoke, assert_one_line, process
 from PIL import Image
+from test_idx import idx_bytes
 
 import vaecli
 from vaecli import checkpoint, data, engine
@@ -96,6 +97,12 @@ def test_version(invoke: Invoke) -> None:
         ["sample", "ckpt", "-o", "-", "--json"],
         ["scatter", "ckpt", "-o", "scatter"],
         ["curves", "run", "--metric", "accuracy"],
+        ["encode", "ckpt", "a.png", "--split", "train"],
+        ["encode", "ckpt", "a.png", "-d", "mnist"],
+        ["sample", "ckpt", "-d", "mnist"],
+        ["scatter", "ckpt", "--dims", "0"],
+        ["scatter", "ckpt", "--dims", "0,-1"],
+        ["scatter", "ckpt", "--limit", "0"],
     ],
     ids=" ".join,
 )
@@ -103,7 +110,8 @@ def test_wrong_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], 
     assert main(args) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert_one_line(captured.err)
+    line = assert_one_line(captured.err)
+    assert "Value error" not in line
 
 
 def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +292,10 @@ def test_encode_converts_pictures_and_says_so(ckpt: str, invoke: Invoke) -> None
     result = invoke("encode", ckpt, "big.jpg")
     assert len(rows(result.stdout)) == 2
     assert "Converted 1 of 1 images" in result.stderr
+    many = np.zeros((1500, 32, 32), np.uint8)
+    Path("large.idx").write_bytes(idx_bytes(many))
+    result = invoke("encode", ckpt, "large.idx", "-o", "codes.npz")
+    assert [line for line in result.stderr.splitlines() if "1,500 of 1,500" in line] == result.stderr.splitlines()
 
 
 def test_encode_of_an_idx_file_without_images(ckpt: str, invoke: Invoke) -> None:
@@ -377,6 +389,14 @@ def test_sample_writes_a_grid_beside_the_checkpoint(run_copy: Path, invoke: Invo
     assert Image.open(io.BytesIO(pairs)).width > 28 * 4
 
 
+def test_sample_takes_what_a_small_split_has(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    np.savez("small.npz", images=digits.images[:40].numpy())
+    assert invoke("sample", ckpt, "--from", "test", "-d", "small.npz", "-o", "s.npz").exit_code == 0
+    assert len(np.load("s.npz")["images"]) == 4
+    invoke("sample", ckpt, "-o", "s.npz")
+    assert len(np.load("s.npz")["images"]) == 100
+
+
 def test_sample_cannot_take_more_than_the_split_has(ckpt: str, invoke: Invoke) -> None:
     result = invoke("sample", ckpt, "--from", "test", "-n", "151", "-o", "a.png")
     assert result.exit_code == 1
@@ -392,6 +412,20 @@ def test_scatter_in_every_format(run_copy: Path, invoke: Invoke, suffix: str) ->
     first = Path(f"s.{suffix}").read_bytes()
     invoke("scatter", run_copy, "-q", "-o", f"s.{suffix}")
     assert Path(f"s.{suffix}").read_bytes() == first
+
+
+def test_scatter_dims_and_limit(run_copy: Path, invoke: Invoke) -> None:
+    outputs = []
+    for options in ([], ["--dims", "1,0"], ["--limit", "20"], ["--limit", "20", "--seed", "1"], ["--limit", "150"]):
+        assert invoke("scatter", run_copy, "-o", "s.svg", *options).exit_code == 0
+        outputs.append(Path("s.svg").read_bytes())
+    assert outputs[4] == outputs[0]
+    assert len(set(outputs)) == 4
+    assert b"20 test images" in outputs[2]
+    for dims in ("0,9", "1,1"):
+        result = invoke("scatter", run_copy, "--dims", dims)
+        assert result.exit_code == 1
+        assert f"--dims {dims}" in assert_one_line(result.stderr)
 
 
 def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> None:

@@ -255,4 +255,5 @@ def test_usps_is_read_by_torchvision_and_scaled(tmp_path: Path, monkeypatch: pyt
     assert split.images[:, 18:].max() <= 5
     assert split.labels is not None
     assert split.labels.tolist() == list(range(10))
-    assert notes == ["Converted 10 images of 16x16 to 28x28 (antialiased)."]
+    assert len(notes) == 1
+    assert notes[0].startswith("Converted 10 of 10 images of 16x16 to 28x28 grey")

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vaecli import data
 from vaecli.errors import DataError
-from vaecli.images import fit, fit_all, grid, list_images, read_image, read_images
+from vaecli.images import conversion_note, fit, fit_all, grid, list_images, read_image, read_images
 
 
 def test_28x28_grey_is_left_alone(tmp_path: Path, digits: data.Split) -> None:
@@ -141,15 +141,14 @@ def test_folders_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
     ]
 
 
-def test_conversions_are_noted_once(tmp_path: Path) -> None:
-    notes: list[str] = []
-    for index in range(3):
-        Image.new("RGB", (40, 30)).save(tmp_path / f"{index}.png")
-    read_images([str(tmp_path / f"{index}.png") for index in range(3)], notes.append)
-    fit_all(np.zeros((2, 16, 16), np.uint8), notes.append)
-    assert len(notes) == 2
-    assert notes[0].startswith("Converted 3 of 3 images to 28x28 grey")
-    assert notes[1].startswith("Converted 2 images of 16x16")
+def test_conversions_are_counted(tmp_path: Path) -> None:
+    for index, size in enumerate([(40, 30), (28, 28), (28, 29)]):
+        Image.new("L", size, 255).save(tmp_path / f"{index}.png")
+    images, converted = read_images([str(tmp_path / f"{index}.png") for index in range(3)])
+    assert images.min() == 255
+    assert converted == 2
+    assert conversion_note(2, 3, "images").startswith("Converted 2 of 3 images to 28x28 grey")
+    assert fit_all(np.zeros((2, 16, 16), np.uint8)).shape == (2, 28, 28)
 
 
 def test_grid_shows_every_image_in_order(digits: data.Split) -> None:

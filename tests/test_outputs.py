@@ -15,11 +15,20 @@ from vaecli.services.resume import Trained
 
 def test_new_files_and_derived_ones_are_free(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    check = str(folder / "check2.safetensors")
     for name in ("scatter.png", "codes.csv"):
-        guard_output(str(folder / name), str(folder))
-    (folder / "codes.csv").touch()
-    guard_output(str(folder / "codes.csv"), str(folder))
+        guard_output(str(folder / name), check)
+        (folder / name).touch()
+        guard_output(str(folder / name), check)
     guard_output("-", "-")
+
+
+def test_every_command_replaces_its_own_file(trained: Trained, tmp_path: Path, invoke: Invoke) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    codes = str(folder / "codes.csv")
+    for command in (["sample"], ["scatter"], ["curves"], ["encode", "-o", codes]) * 2:
+        result = invoke(command[0], folder, *command[1:], "-q")
+        assert (result.exit_code, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "state.safetensors", "check1.safetensors"])

@@ -100,7 +100,7 @@ def test_several_runs_are_named_and_coloured() -> None:
     assert figure.axes[0].get_ylabel() == "KL divergence (nats per image)"
 
 
-@pytest.mark.parametrize("form", plots.FORMATS)
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
 def test_equal_figures_are_equal_bytes(form: str) -> None:
     first, second = (plots.render(plots.scatter(*codes(3), (), "title"), form) for _ in range(2))
     assert first == second

@@ -13,18 +13,18 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `vae ...` at the beginning of a line, without what it is piped into."""
+    found = (re.match(r"\s*(?:ckpt=\$\()?vae (\w.*?)\)?(?: \|.*)?$", line) for line in text.splitlines())
+    return [shlex.split(match[1]) for match in found if match]
+
+
 def shown_commands() -> list[list[str]]:
-    """The arguments of every `vae ...` in the README's shell blocks and in the commands' own help."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    blocks += [
-        (ROOT / "vaecli/cli.py").read_text(),
-    ]
-    found = []
-    for line in "\n".join(blocks).splitlines():
-        match = re.match(r"\s*(?:ckpt=\$\()?vae (\w.*?)\)?(?: \|.*)?$", line)
-        if match:
-            found.append(shlex.split(match[1]))
-    return found
+    """Those in the README's shell blocks and in the commands' own help."""
+    return commands("\n".join([*BLOCKS, (ROOT / "vaecli/cli.py").read_text()]))
 
 
 @pytest.mark.parametrize("args", shown_commands(), ids=" ".join)
@@ -35,6 +35,14 @@ def test_every_shown_command_is_one_that_works(args: list[str]) -> None:
     name, command, rest = group.resolve_command(context, list(args))  # type: ignore[attr-defined]
     with command.make_context(name, rest, parent=context) as parsed:
         assert parsed.params
+
+
+def test_the_readme_can_be_followed_from_top_to_bottom() -> None:
+    """A second training into a folder that has a run would be refused: only --resume goes on."""
+    trainings = [args for block in BLOCKS for args in commands(block) if args[0] == "train"]
+    assert len(trainings) >= 3
+    for args in trainings:
+        assert "--resume" in args or "--dataset" in args
 
 
 def test_every_command_is_shown() -> None:

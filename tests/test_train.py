@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, TINY
+from PIL import Image
 
 from vaecli import checkpoint, engine
 from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
-from vaecli.metrics import EpochRecord, read_metrics
+from vaecli.metrics import EpochRecord, read_metrics, write_metrics
 from vaecli.run import Settings
 from vaecli.services import Observer
 from vaecli.services.evaluate import evaluate
@@ -164,6 +165,14 @@ def test_a_typed_option_that_differs_is_wrong_usage(trained: Trained, tmp_path: 
     run(folder, 2, settings=other, resume=True, typed={"epochs"})  # not typed, so the run's own holds
 
 
+def test_a_typed_option_that_is_the_same_is_fine(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    settings = {"dataset": os.path.join(DIGITS, "."), "precision": "auto", "device": "cpu"}
+    run(folder, 2, settings=settings, resume=True, typed=set(settings))
+
+
 def test_a_run_is_never_in_the_way_silently(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -260,13 +269,54 @@ def test_standard_errors_are_over_images(trained: Trained, digits: Any) -> None:
     assert result.loss == pytest.approx(result.reconstruction + result.kl, abs=1e-9)
 
 
-def test_divergence_keeps_the_last_finished_epoch(tmp_path: Path) -> None:
-    run(tmp_path / "run", 1)
-    config = json.loads((tmp_path / "run/config.json").read_text())
-    with pytest.raises(DivergedError, match="epoch 1, step 2"):
-        run(tmp_path / "wild", 2, settings={"lr": 1e30})
-    assert os.listdir(tmp_path / "wild") == ["config.json"]
-    assert config["lr"] == 0.001
+def test_divergence_keeps_the_last_finished_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine.train_epoch
+
+    def poisoned(model: Any, optimizer: Any, images: Any, *, epoch: int, **options: Any) -> engine.Losses:
+        if epoch == 2:
+            with torch.no_grad():
+                model.conv1.weight.fill_(float("nan"))
+        return real(model, optimizer, images, epoch=epoch, **options)
+
+    monkeypatch.setattr(engine, "train_epoch", poisoned)
+    with pytest.raises(DivergedError, match="epoch 2, step 1"):
+        run(tmp_path / "run", 3)
+    monkeypatch.undo()
+    whole = run(tmp_path / "whole", 3, settings={"checkpoint_every": 1})
+    kept = (tmp_path / "run/check1.safetensors").read_bytes()
+    assert kept == (tmp_path / "whole/check1.safetensors").read_bytes()
+    assert weights(run(tmp_path / "run", 3, resume=True)) == weights(whole)
+
+
+@pytest.mark.parametrize("place", ["write_metrics", "checkpoint.save_state"])
+def test_a_signal_during_the_commit_completes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """The last weights, the metrics and the state agree, wherever the signal came."""
+    module = "vaecli.services.train"
+    real = write_metrics if place == "write_metrics" else checkpoint.save_state
+    calls: list[int] = []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:  # in the second epoch's commit, the first time
+            raise Interrupted(15)
+        real(*args)
+
+    monkeypatch.setattr(f"{module}.{place}", interrupted)
+    stop = Stop(epoch=99)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", 4, observer=stop)
+    monkeypatch.undo()
+    assert (tmp_path / "run/check2.safetensors").exists()
+    assert len(read_metrics(f"{tmp_path}/run/metrics.jsonl")) == 2
+    assert checkpoint.read_state_metadata(f"{tmp_path}/run/state.safetensors").epoch == 2
+    assert weights(run(tmp_path / "run", 4, resume=True)) == weights(run(tmp_path / "whole", 4))
+
+
+def test_a_run_does_not_lie_inside_the_images_it_learns_from(tmp_path: Path, digits: Any) -> None:
+    for index in range(20):
+        Image.fromarray(digits.images[index].numpy()).save(tmp_path / f"{index}.png")
+    with pytest.raises(VaeError, match="lies inside the data set"):
+        run(tmp_path / "run", 1, settings={"dataset": str(tmp_path)})
 
 
 def test_observers_hear_every_epoch(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ __all__ = ["load_model"]
 def load_model(path: str | os.PathLike[str], device: str = "cpu") -> "ConvVAE":
     """The trained ConvVAE in a `.safetensors` file or a run folder (its last checkpoint), in eval mode.
 
-    Raises vaecli.errors.CheckpointError for a file that is no sound checkpoint of this model.
+    Raises vaecli.errors.CheckpointError for a file that is no sound checkpoint of this model, and
+    its parent VaeError for a device that is not there.
 
     Example:
         >>> model = vaecli.load_model("outputs/mnist-z2")

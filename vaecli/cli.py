@@ -119,7 +119,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             dry_run=dry_run,
-            typed=_typed(context),
+            typed=_typed(context) & vars(settings).keys(),
             observer=observer,
         )
         if trained is None:
@@ -169,6 +169,7 @@ def evaluate(
 @app.command()
 @console.border
 def encode(
+    context: typer.Context,
     ckpt: options.Checkpoint,
     inputs: options.Inputs = None,
     split: options.Split = "test",
@@ -195,11 +196,14 @@ def encode(
       vae encode outputs/mnist-z2 scans/ photo.jpg --format jsonl
     """
     chosen = form or _format(output, ("csv", "jsonl", "npz", "safetensors"), "csv", "--format")
+    if inputs and (unused := _typed(context) & {"split", "dataset"}):
+        names = " and ".join(f"--{name}" for name in sorted(unused))
+        raise UsageError(f"INPUT and {names} exclude each other. Name the images one way.")
     if json and output == "-":
         raise UsageError("--json and the table would share stdout. Use --format jsonl, or -o FILE.")
     from vaecli.services.encode import encode as service
 
-    with console.observer(quiet) as observer:
+    with console.observer(quiet, bars=output != "-") as observer:
         result = service(
             ckpt,
             inputs or [],
@@ -221,7 +225,7 @@ def encode(
 def sample(
     ckpt: options.Checkpoint,
     source: options.From = "prior",
-    count: options.Count = 100,
+    count: options.Count = None,
     pairs: options.Pairs = False,
     output: options.ImagesOutput = None,
     dataset: options.Dataset = None,
@@ -249,7 +253,7 @@ def sample(
     _check_json(json, output)
     from vaecli.services.sample import sample as service
 
-    with console.observer(quiet) as observer:
+    with console.observer(quiet, bars=output != "-") as observer:
         result = service(
             ckpt,
             output=_target(output),
@@ -271,9 +275,12 @@ def sample(
 def scatter(
     ckpt: options.Checkpoint,
     split: options.Split = "test",
+    dims: options.Dims = None,
+    limit: options.Limit = None,
     output: options.ScatterOutput = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
+    seed: options.Seed = None,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -286,18 +293,22 @@ def scatter(
     Examples:
       vae scatter outputs/mnist-z2
       vae scatter outputs/mnist-z2 --split train -o latent.svg
+      vae scatter outputs/mnist-z4 --dims 0,3 --limit 2000
     """
     output = output or _beside(ckpt, "scatter.png")
     form = _format(output, ("png", "svg", "pdf"), "png", "-o")
     _check_json(json, output)
     from vaecli.services.scatter import scatter as service
 
-    with console.observer(quiet) as observer:
+    with console.observer(quiet, bars=output != "-") as observer:
         result = service(
             ckpt,
             output=_target(output),
             form=form,
             split=split,
+            dims=None if dims is None else tuple(map(int, dims.split(","))),
+            limit=limit,
+            seed=seed,
             dataset=dataset,
             data_dir=data_dir,
             device=device,
@@ -329,7 +340,7 @@ def curves(
     _check_json(json, output)
     from vaecli.services.curves import curves as service
 
-    with console.observer(quiet):
+    with console.observer(quiet, bars=output != "-"):
         result = service(runs, output=_target(output), form=form, metric=metric)
     _answer_output(result, json)
 
@@ -337,11 +348,7 @@ def curves(
 def _typed(context: typer.Context) -> set[str]:
     """The names of the options that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {
-        name
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE" and hasattr(_RECIPE, name)
-    }
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _beside(checkpoint: str, name: str) -> str:

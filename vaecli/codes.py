@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Format = Literal["csv", "jsonl", "npz", "safetensors"]
-FORMATS: tuple[Format, ...] = ("csv", "jsonl", "npz", "safetensors")
 
 NO_LABEL = -1  # in arrays, which cannot leave a label empty
 
@@ -91,7 +90,7 @@ def _write_jsonl(stream: BinaryIO, blocks: Iterator[Codes], key: str) -> None:
 def _write_arrays(stream: BinaryIO, form: Format, blocks: list[Codes], key: str, class_names: tuple[str, ...]) -> None:
     keys: list[Any] = [name for block in blocks for name in block.keys]
     labels = [NO_LABEL if label is None else label for block in blocks for label in block.labels]
-    arrays: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         name: np.concatenate([block.arrays()[name] for block in blocks]) for name in blocks[0].arrays()
     }
     arrays["label"] = np.array(labels, np.int64)
@@ -100,7 +99,7 @@ def _write_arrays(stream: BinaryIO, form: Format, blocks: list[Codes], key: str,
         arrays[key] = np.array(keys)
     if form == "npz":
         buffer = io.BytesIO()  # a pipe cannot seek, as a zip archive must
-        np.savez(buffer, allow_pickle=False, class_names=np.array(class_names, dtype=np.str_), **arrays)
+        np.savez(buffer, class_names=np.array(class_names, dtype=np.str_), **arrays)
         stream.write(buffer.getbuffer())
     else:
         from safetensors.numpy import save

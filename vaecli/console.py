@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, ParamSpec
 
 import typer
 
-from vaecli.errors import Interrupted, UsageError, VaeError
+from vaecli.errors import Interrupted, VaeError
 from vaecli.files import open_output, reason
 from vaecli.metrics import EpochRecord
 from vaecli.services import Observer
@@ -122,9 +122,11 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
 
 
 def _one_line(error: typer.TyperException) -> str:
-    text = " ".join(error.format_message().split())
+    """typer's words for wrong usage as one sentence, and where the right usage stands."""
+    text = " ".join(error.format_message().split()).replace("Value error, ", "")
     text = text if text.endswith((".", "?", "!")) else f"{text}."
-    return text if error.exit_code != UsageError.exit_code else f"{text} See 'vae --help'."
+    command = getattr(getattr(error, "ctx", None), "command_path", "vae")
+    return f"{text} See '{command} --help'."
 
 
 def _handle(handlers: Mapping[signal.Signals, Any]) -> None:
@@ -159,13 +161,13 @@ def _drop_stdout() -> None:
 
 
 @contextlib.contextmanager
-def observer(quiet: bool) -> Iterator[Observer]:
+def observer(quiet: bool, bars: bool = True) -> Iterator[Observer]:
     """A service at work: signals raise Interrupted, and people hear of its progress.
 
-    They see bars on a terminal, lines elsewhere, or with `quiet` nothing.
+    They see bars on a terminal (unless the answer may run across it), lines elsewhere, or nothing.
     """
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    speaking = Observer() if quiet else _Bars() if on_terminal else _Lines()
+    bars = bars and sys.stderr is not None and sys.stderr.isatty()
+    speaking = Observer() if quiet else _Bars() if bars else _Lines()
     with _signals_raise():
         try:
             yield speaking

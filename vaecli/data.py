@@ -22,7 +22,7 @@ from torch import Tensor
 from vaecli.catalog import IDX_FILES, NAMED
 from vaecli.errors import DataError
 from vaecli.idx import MAX_BYTES, IdxFile
-from vaecli.images import SIDE, Pixels, fit_all, list_images, read_images
+from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
 from vaecli.sources import find_file, locate, read_with_torchvision
 
 SplitName = Literal["train", "test"]
@@ -78,7 +78,7 @@ def _load_named(name: str, split: SplitName, data_dir: str | None, note: Note) -
         images, labels = _read_idx_pair(folder, known.files[split], note)
     else:
         pixels, classes = read_with_torchvision(known, folder, split)
-        images, labels = fit_all(pixels, note), classes.astype(np.int64)
+        images, labels = _fitted(pixels, note), classes.astype(np.int64)
     labels = labels - known.first_label
     if known.transposed:
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
@@ -100,11 +100,25 @@ def _read_idx_pair(folder: Path, names: tuple[str, str], note: Note) -> tuple[Pi
         labels = labels[:, 0]
     if labels.shape != images.shape[:1]:
         raise DataError(f"{label_path} holds {labels.shape} labels for {len(images):,} images. Get the files anew.")
-    return fit_all(images, note), labels.astype(np.int64)
+    return _fitted(images, note), labels.astype(np.int64)
+
+
+def _fitted(images: Pixels, note: Note) -> Pixels:
+    """Images of any one size as uint8 (N, 28, 28); `note` hears if they had to be converted."""
+    if images.shape[1:] != (SIDE, SIDE) and len(images):
+        note(conversion_note(len(images), len(images), f"images of {images.shape[2]}x{images.shape[1]}"))
+    return fit_all(images)
+
+
+def is_image_folder(dataset: str) -> bool:
+    """Whether a data set is a folder whose image files, all of them, are the data."""
+    if dataset in NAMED or not os.path.isdir(dataset):
+        return False
+    return not any(find_file(Path(dataset), name) for pair in IDX_FILES.values() for name in pair)
 
 
 def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
-    if any(find_file(Path(folder), name) for pair in IDX_FILES.values() for name in pair):
+    if not is_image_folder(folder):
         images, labels = _read_idx_pair(Path(folder), IDX_FILES[split], note)
         return _labelled(images, labels, folder)
     parts = {name: os.path.join(folder, name) for name in ("train", "test")}
@@ -116,7 +130,9 @@ def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
     # Both splits must agree on what a label means, even if one of them lacks a class.
     names = tuple(sorted({name for rows in listed.values() for _, name in rows if name is not None}))
     rows = listed[split]
-    images = read_images([path for path, _ in rows], note)
+    images, converted = read_images([path for path, _ in rows])
+    if converted:
+        note(conversion_note(converted, len(rows), f"{split} images"))
     if not names:
         return Split(torch.from_numpy(images), None, ())
     for path, name in rows:

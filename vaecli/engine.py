@@ -138,9 +138,11 @@ def _posterior_noise(seed: int, block: int, count: int, z_dim: int) -> Tensor:
 
 
 def sample_posterior(posterior: Gaussian, seed: int, block: int) -> Tensor:
-    """z (B, Z) of one block of images: those whose loss `evaluate` measures."""
+    """z (B, Z) of one block of images: those whose loss `evaluate` measures. Raises VaeError if not finite."""
     mean = posterior.mean
-    return posterior.sample(_posterior_noise(seed, block, *mean.shape).to(mean.device))
+    z = posterior.sample(_posterior_noise(seed, block, *mean.shape).to(mean.device))
+    require_finite([z], "codes")
+    return z
 
 
 def require_finite(values: Iterable[Tensor], what: str) -> None:

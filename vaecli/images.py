@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,24 +129,29 @@ def _to_square(image: Image.Image) -> Image.Image:
     return square
 
 
-def read_images(paths: Sequence[str], note: Callable[[str], None]) -> Pixels:
-    """The pictures as uint8 (N, 28, 28); `note` hears if any of them had to be converted."""
+def read_images(paths: Sequence[str]) -> tuple[Pixels, int]:
+    """The pictures as uint8 (N, 28, 28), and how many of them had to be converted. Raises DataError."""
     images = np.empty((len(paths), SIDE, SIDE), np.uint8)
     converted = 0
     for row, path in enumerate(paths):
         images[row], changed = read_image(path)
         converted += changed
-    if converted:
-        note(f"Converted {converted:,} of {len(paths):,} images to 28x28 grey (padded to a square, antialiased).")
-    return images
+    return images, converted
 
 
-def fit_all(images: Pixels, note: Callable[[str], None]) -> Pixels:
+def fit_all(images: Pixels) -> Pixels:
     """Grey images of any one size as uint8 (N, 28, 28); those of 28x28 are returned as they are."""
     if images.shape[1:] == (SIDE, SIDE):
         return images
-    note(f"Converted {len(images):,} images of {images.shape[2]}x{images.shape[1]} to 28x28 (antialiased).")
     return np.stack([fit(Image.fromarray(image)) for image in images])
+
+
+def conversion_note(converted: int, count: int, what: str) -> str:
+    """What people should know of images that are not as they were."""
+    return (
+        f"Converted {converted:,} of {count:,} {what} to 28x28 grey: turned as EXIF says, alpha on black, "
+        "padded to a square with the border's median, antialiased."
+    )
 
 
 def grid(tiles: Pixels) -> Image.Image:

@@ -41,10 +41,10 @@ class EpochRecord:
 def read_history(rows: Any, what: str, error: type[VaeError] = VaeError) -> list[EpochRecord]:
     """The records in a list of JSON objects, epochs 1, 2, 3 ... in order. Raises `error` otherwise."""
     if not isinstance(rows, list):
-        raise error(f"{what} is damaged: the history is no list.")
+        raise error(f"{what} is damaged: the history is no list. Restore it or make it anew.")
     records = [read_record(EpochRecord, row, what, error) for row in rows]
     if [record.epoch for record in records] != list(range(1, len(records) + 1)):
-        raise error(f"{what} is damaged: its epochs are not 1, 2, 3 ...")
+        raise error(f"{what} is damaged: its epochs are not 1, 2, 3 and so on. Restore it or make it anew.")
     return records
 
 

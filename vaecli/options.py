@@ -33,6 +33,12 @@ def _device(value: str) -> str:
     return value
 
 
+def _dims(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[0-9]{1,9},[0-9]{1,9}", value):
+        raise typer.BadParameter(f"'{value}' is not two dimensions such as 0,3.")
+    return value
+
+
 def _output(value: str | None) -> str | None:
     # The answer's own line goes to stdout, too, and must not follow a file's bytes there.
     return "-" if value == "/dev/stdout" else value
@@ -85,7 +91,7 @@ TrainDataset = Annotated[
 ]
 TrainSeed = Annotated[int, typer.Option("--seed", metavar="N", callback=_seed, help="Of all randomness.")]
 # The bounds are those of run.Settings, told here before anything is read.
-ZDim = Annotated[int, typer.Option("-z", "--z-dim", min=1, max=4096, help="Dimensions of the latent space.")]
+ZDim = Annotated[int, typer.Option("-z", "--z-dim", min=1, max=32768, help="Dimensions of the latent space.")]
 Epochs = Annotated[int, typer.Option("-e", "--epochs", min=1, help="In total, a resumed run's earlier ones included.")]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")]
 LearningRate = Annotated[float, typer.Option("--lr", callback=_positive, help="Adam's learning rate.")]
@@ -111,7 +117,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Try one batch of each s
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[INPUT]...", show_default=False, help="Image files, folders of them, or IDX files; else a split."
+        metavar="INPUT", show_default=False, help="Image files, folders of them, or IDX files; else a split."
     ),
 ]
 TableOutput = Annotated[
@@ -125,7 +131,10 @@ WithSample = Annotated[bool, typer.Option("--sample", help="Add z_*: one draw fr
 From = Annotated[
     Source, typer.Option("--from", help="z from the prior, or from that split's images, encoded and sampled.")
 ]
-Count = Annotated[int, typer.Option("-n", min=1, help="How many images.")]
+Count = Annotated[
+    int | None,
+    typer.Option("-n", min=1, show_default="100, or all of a smaller split", help="How many images."),
+]
 Pairs = Annotated[bool, typer.Option("--pairs", help="Originals beside their reconstructions.")]
 ImagesOutput = Annotated[
     str | None,
@@ -161,6 +170,20 @@ CurvesOutput = Annotated[
     ),
 ]
 Runs = Annotated[
-    list[str], typer.Argument(metavar="RUN...", show_default=False, help="Run folders or .safetensors files.")
+    list[str], typer.Argument(metavar="RUN", show_default=False, help="Run folders or .safetensors files.")
+]
+Dims = Annotated[
+    str | None,
+    typer.Option(
+        "--dims",
+        metavar="I,J",
+        callback=_dims,
+        show_default="(0, 1), (2, 3) and so on",
+        help="One panel, of these two dimensions.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", min=1, show_default="all", help="So many images, picked at random."),
 ]
 CurveMetric = Annotated[Metric, typer.Option("--metric", help="What to draw.")]

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ from matplotlib.ticker import MaxNLocator
 from vaecli.metrics import EpochRecord
 
 Metric = Literal["loss", "reconstruction", "kl"]
-FORMATS = ("png", "svg", "pdf")
 
 # Paul Tol's "muted" scheme (personal.sron.nl/~pault), made to stay apart under the common
 # colour-vision deficiencies and in lightness; reordered so that digits that a VAE puts side by side
@@ -35,6 +35,8 @@ PALETTE = (
 )  # fmt: skip
 UNLABELLED = PALETTE[0]
 MAX_PANELS = 16
+# Up to so many points: their area in square points, and their opacity.
+_MARKERS = ((200, 20.0, 0.8), (2_000, 9.0, 0.7), (20_000, 4.0, 0.55), (math.inf, 1.5, 0.4))
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -80,13 +82,15 @@ def scatter(
     labels: npt.NDArray[np.int64] | None,
     class_names: Sequence[str],
     title: str,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Figure:
     """Codes (N, Z) by class: histograms for one dimension, else a panel a pair of dimensions.
 
-    All axes have one scale and are centred on 0, where the prior is. At most 16 panels are shown.
+    `pairs` are those of `panels` unless given; at most 16 are shown. All axes have one scale and are
+    centred on 0, where the prior is.
     """
     with mpl.rc_context(_STYLE):
-        pairs = panels(codes.shape[1])[:MAX_PANELS]
+        pairs = (panels(codes.shape[1]) if pairs is None else pairs)[:MAX_PANELS]
         columns = min(len(pairs), 4 if len(pairs) > 4 else 2) or 1
         rows = -(-len(pairs) // columns) or 1
         side = 5.4 if columns == 1 else 4.6 if columns == 2 else 3.4
@@ -132,7 +136,7 @@ def _scatter_panel(
         colours[rows] = UNLABELLED if label is None else class_colour(label)
     # One shuffled draw: class by class, the last one would hide the others.
     order = np.random.default_rng(0).permutation(len(codes))
-    size, alpha = (9, 0.7) if len(codes) <= 2000 else (4, 0.55) if len(codes) <= 20000 else (1.5, 0.4)
+    size, alpha = next((size, alpha) for most, size, alpha in _MARKERS if len(codes) <= most)
     axis.scatter(
         codes[order, pair[0]],
         codes[order, pair[1]],
@@ -156,6 +160,7 @@ def _histograms(axis: Axes, codes: npt.NDArray[np.float32], groups: Mapping[int 
         axis.hist(codes[rows], bins=bins, color=colour, alpha=0.3, histtype="stepfilled")
         axis.hist(codes[rows], bins=bins, color=colour, linewidth=1.4, histtype="step")
     axis.set(xlabel="z[0]", ylabel="images", xlim=(-limit, limit))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _class_name(label: int, class_names: Sequence[str]) -> str:
@@ -174,7 +179,7 @@ def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> Figure:
             style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
             train = [getattr(record, f"train_{metric}") for record in records]
             test = [getattr(record, f"test_{metric}") for record in records]
-            dashed = axis.plot(epochs, train, linestyle="--", **style)  # type: ignore[arg-type]
+            dashed = axis.plot(epochs, train, linestyle="--", markerfacecolor="white", **style)  # type: ignore[arg-type]
             solid = axis.plot(epochs, test, linestyle="-", **style)  # type: ignore[arg-type]
             if len(runs) == 1:
                 handles, names = [*dashed, *solid], ["training", "test"]

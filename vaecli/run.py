@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from vaecli.errors import CheckpointError, VaeError
 from vaecli.files import parse_json, read_record, read_regular, reason, write_whole
 
-MAX_Z_DIM = 4096  # five dimensions a pixel: beyond, the weights outgrow what the model is about
+MAX_Z_DIM = 2**15  # the state of a larger model would not fit the size cap of a file, 4 GiB
 FORMAT = 1  # of config.json, the weights and the state file
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
 _CHECK = re.compile(r"check([1-9][0-9]*)\.safetensors")

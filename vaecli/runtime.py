@@ -19,7 +19,10 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():  # pragma: no cover-cuda
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise VaeError(f"No device '{name}'. Use auto, cpu, cuda, cuda:N or mps.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise VaeError(f"No CUDA device '{name}' on this machine. Use --device cpu, or auto.")
     if device.type == "mps" and not torch.backends.mps.is_available():

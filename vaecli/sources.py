@@ -135,12 +135,13 @@ def _workplace(root: Path) -> Iterator[Path]:
     """A folder for what arrives, beside where it will lie, gone afterwards whatever happens."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".vae-", dir=root, ignore_cleanup_errors=True) as work:
-            yield Path(work)
+        work = tempfile.TemporaryDirectory(prefix=".vae-", dir=root, ignore_cleanup_errors=True)
     except OSError as error:
         raise VaeError(
             f"Cannot write to the data folder {root}: {reason(error)}. Choose another with --data-dir."
         ) from error
+    with work as name:
+        yield Path(name)
 
 
 _DOWNLOAD = """

@@ -26,7 +26,7 @@ def curves(paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: p
 
     Raises VaeError for a path without a finished epoch, CheckpointError for a file that is none.
     """
-    guard_output(output, *paths)
+    guard_output(output, *(path for path in paths if not os.path.isdir(path)))
     paths = list(dict.fromkeys(paths))
     runs = {}
     for path, name in zip(paths, _names(paths), strict=True):
@@ -46,6 +46,10 @@ def _history(path: str) -> Sequence[EpochRecord]:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Short names, the run folder's or the file's; the whole paths where those are not unique."""
-    short = [os.path.basename(os.path.abspath(path)).removesuffix(".safetensors") for path in paths]
+    """Run folders by name, files as `<run>/<file>`; the whole paths where those are not unique."""
+    short = []
+    for path in paths:
+        folder, name = os.path.split(os.path.abspath(path))
+        run = "" if os.path.isdir(path) else os.path.basename(folder)
+        short.append(os.path.join(run, name.removesuffix(".safetensors")))
     return short if len(set(short)) == len(short) else list(paths)

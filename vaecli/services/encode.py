@@ -14,7 +14,7 @@ from vaecli.codes import Codes, Format, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output
 from vaecli.idx import IdxFile, is_idx
-from vaecli.images import Pixels, fit_all, list_images, read_images
+from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split
@@ -76,7 +76,6 @@ def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer:
     for number, (images, keys, labels) in enumerate(blocks):
         posterior = engine.encode(opened.model, images, opened.device)
         tables = list(posterior) if seed is None else [*posterior, engine.sample_posterior(posterior, seed, number)]
-        engine.require_finite(tables, "codes")
         yield Codes(keys, labels, *(table.cpu().numpy() for table in tables))
         observer.advance(len(images))
 
@@ -115,20 +114,27 @@ def _input_blocks(
 def _file_blocks(
     rows: list[tuple[str, str | None]], labels: dict[str, int], note: Callable[[str], None]
 ) -> Iterator[_Block]:
+    converted = 0
     for start in range(0, len(rows), NOISE_BLOCK):
         part = rows[start : start + NOISE_BLOCK]
         paths = [path for path, _ in part]
-        images = torch.from_numpy(read_images(paths, note))
-        yield images, paths, [None if name is None else labels.get(name) for _, name in part]
+        images, changed = read_images(paths)
+        converted += changed
+        yield torch.from_numpy(images), paths, [None if name is None else labels.get(name) for _, name in part]
+    if converted:
+        note(conversion_note(converted, len(rows), "images"))
 
 
 def _idx_blocks(files: list[IdxFile], note: Callable[[str], None]) -> Iterator[_Block]:
     """The images of IDX files one after the other, a block at a time."""
-    start = 0
+    start = converted = 0
     for file in files:
         for block in file.blocks(NOISE_BLOCK):
             if block.dtype != np.uint8:
                 raise DataError(f"{file.path} holds {block.dtype} values, no images. Use an images-idx3-ubyte file.")
-            images = torch.from_numpy(fit_all(cast(Pixels, block), note))
+            images = torch.from_numpy(fit_all(cast(Pixels, block)))
             yield images, list(range(start, start + len(images))), [None] * len(images)
             start += len(images)
+        converted += file.shape[0] if file.shape[1:] != (SIDE, SIDE) else 0
+    if converted:
+        note(conversion_note(converted, start, "images"))

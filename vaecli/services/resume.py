@@ -34,14 +34,18 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
     saved = read_config(folder)
     for name in sorted(typed - CHANGEABLE):
         chosen, used = getattr(settings, name), getattr(saved, name)
-        if name == "precision":
-            chosen = choose_precision(chosen, choose_device(saved.device))
-        if name == "data_dir" and chosen and used:
-            chosen, used = os.path.abspath(chosen), os.path.abspath(used)
-        if chosen != used:
+        if name == "precision" and chosen == "auto":
+            device = settings.device if "device" in typed else saved.device
+            chosen = choose_precision(chosen, choose_device(device))
+        if chosen != used and not (name in ("dataset", "data_dir") and _same_path(chosen, used)):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} {chosen} is not the run's ({used}). Leave it out, or use another -o.")
     return dataclasses.replace(saved, **{name: getattr(settings, name) for name in typed & CHANGEABLE})
+
+
+def _same_path(one: str | None, other: str | None) -> bool:
+    """Whether two names as typed, such as `data` and `./data`, are the same file or folder."""
+    return bool(one and other and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
 def already_finished(folder: str, settings: Settings) -> Trained | None:

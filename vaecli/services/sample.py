@@ -22,6 +22,7 @@ from vaecli.services.outputs import guard_output
 Source = Literal["prior", "train", "test"]
 Format = Literal["png", "npz"]
 
+DEFAULT_COUNT = 100
 MAX_GRID = 10_000  # images in one picture
 MAX_IMAGES = MAX_BYTES // SIDE**2  # what --dataset can read back
 
@@ -39,7 +40,7 @@ def sample(
     output: str | BinaryIO,
     form: Format,
     source: Source = "prior",
-    count: int = 100,
+    count: int | None = None,
     pairs: bool = False,
     seed: int | None = None,
     dataset: str | None = None,
@@ -47,7 +48,7 @@ def sample(
     device: str = "auto",
     observer: Observer | None = None,
 ) -> Sampled:
-    """Write `count` decoded images: a png grid, or a npz with `images` uint8 (N, 28, 28).
+    """Write `count` decoded images, by default 100: a png grid, or a npz with `images` uint8 (N, 28, 28).
 
     From `prior`, z ~ N(0, I). From `train` or `test`, that many images are picked at random, encoded,
     z sampled from their posteriors, and decoded; with `pairs` each original stands left of its
@@ -57,10 +58,11 @@ def sample(
     """
     if pairs and source == "prior":
         raise UsageError("--pairs shows originals, which the prior has none of. Use --from train or --from test.")
-    if form == "png" and count > MAX_GRID:
-        raise UsageError(f"A picture holds at most {MAX_GRID:,} images. Use a smaller -n, or -o with .npz.")
-    if count > MAX_IMAGES:
-        raise UsageError(f"A file holds at most {MAX_IMAGES:,} images. Use a smaller -n.")
+    most = MAX_GRID if form == "png" else MAX_IMAGES
+    if count is not None and count > most:
+        raise UsageError(f"A .{form} holds at most {most:,} images. Use a smaller -n{', or .npz' * (form == 'png')}.")
+    if source == "prior" and dataset:
+        raise UsageError("The prior needs no --dataset. Leave it out, or use --from train or --from test.")
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
@@ -68,7 +70,9 @@ def sample(
     originals = None
     if source != "prior":
         split = open_split(opened, dataset, source, data_dir, observer)
+        count = count or min(DEFAULT_COUNT, len(split.images))
         originals = _pick(split.images, count, chosen, f"The {source} split")
+    count = count or DEFAULT_COUNT
     observer.begin("sample", count)
     with memory_errors(opened.device), open_output(output) as stream:
         images = _prior(opened, count, chosen) if originals is None else _reconstructed(opened, originals, chosen)
