@@ -48,7 +48,7 @@ def prepare(model: ConvVAE, device: torch.device) -> ConvVAE:
 def new_model(z_dim: int, seed: int) -> ConvVAE:
     """A ConvVAE with torch's default initialisation, drawn from `seed` and nothing else."""
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator(seed, "initialisation").get_state())
+        torch.set_rng_state(generator(seed, "init").get_state())
         return ConvVAE(z_dim)
 
 
