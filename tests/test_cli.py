@@ -540,10 +540,11 @@ def test_a_closed_stderr_stops_nothing(ckpt: str) -> None:
     assert (done.returncode, done.stdout) == (0, b"/dev/null\n")
 
 
-def test_a_signal_while_torch_is_imported_just_ends_it(ckpt: str) -> None:
+def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:
     """Caught inside numpy's own import, an exception would be lost or garbled."""
     for delay in (0.35, 0.6, 0.85):
-        child = subprocess.Popen([sys.executable, "-m", "vaecli", "test", ckpt], stderr=subprocess.PIPE)
+        command = [sys.executable, "-m", "vaecli", *TRAIN, "-e", "1000", "-o", str(tmp_path / f"run{delay}"), "-q"]
+        child = subprocess.Popen(command, stderr=subprocess.PIPE)
         time.sleep(delay)
         child.send_signal(signal.SIGTERM)
         _, err = child.communicate(timeout=60)

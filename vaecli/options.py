@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -48,6 +48,12 @@ def _seed(value: int | None) -> int | None:
     if value is not None and value < 0:
         raise typer.BadParameter(f"{value} is below 0.")
     return value
+
+
+def _file(default: str, formats: str) -> Any:
+    """The option of a file that a command writes."""
+    words = f"{formats}; - is stdout."
+    return typer.Option("-o", "--output", metavar="FILE", callback=_output, show_default=default, help=words)
 
 
 # What many commands share.
@@ -136,39 +142,9 @@ Count = Annotated[
     typer.Option("-n", min=1, show_default="100, or all of a smaller split", help="How many images."),
 ]
 Pairs = Annotated[bool, typer.Option("--pairs", help="Originals beside their reconstructions.")]
-ImagesOutput = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        callback=_output,
-        show_default="<run>/samples.png",
-        help=".png or .npz; - is stdout.",
-    ),
-]
-ScatterOutput = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        callback=_output,
-        show_default="<run>/scatter.png",
-        help=".png, .svg or .pdf; - is stdout.",
-    ),
-]
-CurvesOutput = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        callback=_output,
-        show_default="<run>/curves.png; of several, ./curves.png",
-        help=".png, .svg or .pdf; - is stdout.",
-    ),
-]
+ImagesOutput = Annotated[str | None, _file("<run>/samples.png", ".png or .npz")]
+ScatterOutput = Annotated[str | None, _file("<run>/scatter.png", ".png, .svg or .pdf")]
+CurvesOutput = Annotated[str | None, _file("<run>/curves.png; of several, ./curves.png", ".png, .svg or .pdf")]
 Runs = Annotated[
     list[str], typer.Argument(metavar="RUN", show_default=False, help="Run folders or .safetensors files.")
 ]
