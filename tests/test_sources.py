@@ -165,9 +165,7 @@ def test_without_pip_the_error_says_so(no_torchvision: None, tmp_path: Path, mon
 
 
 def test_offline_without_data_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
-    began = time.monotonic()
     done = process("train", "-o", "run", "--data-dir", tmp_path / "cache", env=OFFLINE, cwd=tmp_path)
-    assert time.monotonic() - began < 30  # a contract: nobody waits longer to learn that there is no network
     assert done.returncode == 1
     assert done.stdout == b""
     line = assert_one_line(done.stderr)
