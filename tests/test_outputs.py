@@ -44,12 +44,25 @@ def test_inputs_are_not_replaced(tmp_path: Path) -> None:
     digits = shutil.copytree(DIGITS, tmp_path / "digits")
     (tmp_path / "a.png").touch()
     (tmp_path / "link.png").symlink_to("a.png")
-    (digits / "b.png").touch()
+    (tmp_path / "pictures/7").mkdir(parents=True)
+    (tmp_path / "pictures/7/b.png").touch()
     idx = str(digits / "t10k-images-idx3-ubyte.gz")
-    cases = [("link.png", "a.png"), ("digits/b.png", "digits"), (idx, str(digits)), (idx, idx)]
+    cases = [("link.png", "a.png"), ("pictures/7/b.png", "pictures"), (idx, str(digits)), (idx, idx)]
     for output, source in cases:
         with pytest.raises(VaeError, match="also an input"):
             guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / source))
+
+
+def test_pictures_beside_the_data_are_free(tmp_path: Path) -> None:
+    """Only what would be read as data is guarded: not beside IDX files, nor beside `train` and `test`."""
+    shutil.copytree(DIGITS, tmp_path / "idx")
+    for folder in ("idx/outputs", "pictures/outputs", "pictures/train", "pictures/test"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").touch()
+    guard_output(str(tmp_path / "idx/outputs/a.png"), str(tmp_path / "idx"))
+    guard_output(str(tmp_path / "pictures/outputs/a.png"), str(tmp_path / "pictures"))
+    with pytest.raises(VaeError, match="also an input"):
+        guard_output(str(tmp_path / "pictures/test/a.png"), str(tmp_path / "pictures"))
 
 
 def test_a_data_set_survives_the_commands_that_use_it(ckpt: str, invoke: Invoke, digits: data.Split) -> None:

@@ -23,7 +23,8 @@ from vaecli.catalog import IDX_FILES, NAMED
 from vaecli.errors import DataError
 from vaecli.idx import MAX_BYTES, IdxFile
 from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
-from vaecli.sources import find_file, locate, read_with_torchvision
+from vaecli.runtime import generator
+from vaecli.sources import find_file, image_roots, locate, read_with_torchvision
 
 SplitName = Literal["train", "test"]
 Note = Callable[[str], None]
@@ -38,6 +39,11 @@ class Split:
     images: Tensor
     labels: Tensor | None
     class_names: tuple[str, ...]
+
+    def pick(self, count: int, seed: int) -> "Split":
+        """`count` images at random: a folder's images are sorted by class, so the first ones are alike."""
+        rows = torch.randperm(len(self.images), generator=generator(seed, "images"))[:count]
+        return Split(self.images[rows], None if self.labels is None else self.labels[rows], self.class_names)
 
     def sha256(self) -> str:
         """A digest over shape, pixels and labels."""
@@ -94,7 +100,7 @@ def _read_idx_pair(folder: Path, names: tuple[str, str], note: Note) -> tuple[Pi
             raise DataError(f"{folder} has no {name}, gzipped or not. Put it there.")
     image_path, label_path = (cast(Path, find_file(folder, name)) for name in names)
     images, labels = IdxFile(image_path).read(), IdxFile(label_path).read()
-    if images.ndim != 3 or images.dtype != np.uint8 or 0 in images.shape[1:]:
+    if images.ndim != 3 or images.dtype != np.uint8:
         raise DataError(f"{image_path} holds no images: {images.dtype} {images.shape}. Get the file anew.")
     if labels.ndim == 2:  # QMNIST: the class, then seven columns of provenance
         labels = labels[:, 0]
@@ -110,23 +116,16 @@ def _fitted(images: Pixels, note: Note) -> Pixels:
     return fit_all(images)
 
 
-def is_image_folder(dataset: str) -> bool:
-    """Whether a data set is a folder whose image files, all of them, are the data."""
-    if dataset in NAMED or not os.path.isdir(dataset):
-        return False
-    return not any(find_file(Path(dataset), name) for pair in IDX_FILES.values() for name in pair)
-
-
 def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
-    if not is_image_folder(folder):
+    roots = image_roots(folder)
+    if not roots:
         images, labels = _read_idx_pair(Path(folder), IDX_FILES[split], note)
         return _labelled(images, labels, folder)
-    parts = {name: os.path.join(folder, name) for name in ("train", "test")}
-    if all(os.path.isdir(part) for part in parts.values()):
-        listed = {name: list_images(part) for name, part in parts.items()}
+    if len(roots) == 2:
+        listed = {name: list_images(root) for name, root in zip(("train", "test"), roots, strict=True)}
     else:
         rows = list_images(folder)
-        listed = {name: [rows[i] for i in _rows_of(name, len(rows), folder)] for name in parts}
+        listed = {name: [rows[i] for i in _rows_of(name, len(rows), folder)] for name in ("train", "test")}
     # Both splits must agree on what a label means, even if one of them lacks a class.
     names = tuple(sorted({name for rows in listed.values() for _, name in rows if name is not None}))
     rows = listed[split]

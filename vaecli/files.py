@@ -122,7 +122,7 @@ def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError]
                 raise error(f"{name} is not a regular file. Copy its bytes to one first.")
             if status.st_size > limit:
                 raise error(f"{name} has {status.st_size:,} bytes, more than {limit:,}. Use a smaller file.")
-            return stack.enter_context(open(descriptor, "rb", closefd=False)).read()
+            return stack.enter_context(open(descriptor, "rb", closefd=False)).read(status.st_size)
     except FileNotFoundError as missing:
         raise error(f"{name} does not exist. Check the path.") from missing
     except (OSError, ValueError) as failure:  # ValueError: a NUL in the name

@@ -5,6 +5,7 @@ download that hangs can be ended and nothing that arrives shares memory with a t
 """
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -48,6 +49,19 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.isfile(path)), None)
 
 
+def image_roots(dataset: str) -> list[str]:
+    """The folders all of whose image files are the data: `train` and `test` if both exist, else the one named.
+
+    Empty for a data set that is no folder of images.
+    """
+    if dataset in NAMED or not os.path.isdir(dataset):
+        return []
+    if any(find_file(Path(dataset), name) for pair in IDX_FILES.values() for name in pair):
+        return []
+    splits = [os.path.join(dataset, name) for name in ("train", "test")]
+    return splits if all(map(os.path.isdir, splits)) else [dataset]
+
+
 def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], None]) -> Path:
     """The folder with a named set's files, downloaded first if they are not there yet.
 
@@ -65,7 +79,8 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
                         f"Remove it, or use the folder as it is with --dataset {folder}."
                     )
             return folder
-    arriving = _Once(lambda: note(f"Downloading {name} (about {known.megabytes} MB) into {root}"))
+    # Cached, so it speaks once; and only when bytes come, not when there is no network.
+    arriving = functools.cache(lambda: note(f"Downloading {name} (about {known.megabytes} MB) into {root}"))
     failures = [f"no files in {root}"]
     deadline = time.monotonic() + DEADLINE_SECONDS
     with _workplace(root) as work:
@@ -87,18 +102,6 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
         f"No {name} to be had ({'; '.join(failures)}). "
         f"Put {', '.join(known.all_files)} (.gz or not) into {root}, or point --data-dir at them."
     )
-
-
-class _Once:
-    """Calls what it is given the first time it is called: nobody hears of a download before a byte came."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call: Callable[[], None] | None = call
-
-    def __call__(self) -> None:
-        if self._call is not None:
-            call, self._call = self._call, None
-            call()
 
 
 def _is_genuine(name: str, file: str, content: bytes) -> bool:

@@ -98,7 +98,7 @@ def _input_blocks(
     if idx:
         files = [IdxFile(path) for path in idx]
         for file in files:
-            if len(file.shape) != 3 or 0 in file.shape[1:]:
+            if len(file.shape) != 3:
                 raise DataError(f"{file.path} holds no images: its shape is {file.shape}. Use an images-idx3 file.")
         return "index", sum(file.shape[0] for file in files), _idx_blocks(files, note)
     rows: list[tuple[str, str | None]] = []

@@ -8,6 +8,7 @@ from vaecli.errors import VaeError
 from vaecli.idx import is_idx
 from vaecli.images import SUFFIXES
 from vaecli.run import is_run_file
+from vaecli.sources import image_roots
 
 
 def guard_output(output: str | BinaryIO, *sources: str) -> None:
@@ -20,8 +21,9 @@ def guard_output(output: str | BinaryIO, *sources: str) -> None:
     if is_run_file(output):
         raise VaeError(f"The output {output} is a file of a training run. Choose another -o.")
     target = Path(os.path.realpath(output))
+    is_image = output.lower().endswith(SUFFIXES)
     for source in filter(os.path.exists, sources):
-        inside = target.is_relative_to(os.path.realpath(source))
-        is_data = os.path.samefile(output, source) or output.lower().endswith(SUFFIXES) or is_idx(output)
-        if inside and is_data:
+        folders = image_roots(source) if is_image else [source] if is_idx(output) else []
+        inside = any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
+        if inside or os.path.samefile(output, source):
             raise VaeError(f"The output {output} is also an input. Choose another -o.")

@@ -14,7 +14,7 @@ from vaecli.errors import DataError, UsageError
 from vaecli.files import open_output
 from vaecli.idx import MAX_BYTES
 from vaecli.images import SIDE, Pixels, grid
-from vaecli.runtime import NOISE_BLOCK, generator, memory_errors, noise
+from vaecli.runtime import NOISE_BLOCK, memory_errors, noise
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split
 from vaecli.services.outputs import guard_output
@@ -71,7 +71,9 @@ def sample(
     if source != "prior":
         split = open_split(opened, dataset, source, data_dir, observer)
         count = count or min(DEFAULT_COUNT, len(split.images))
-        originals = _pick(split.images, count, chosen, f"The {source} split")
+        if count > len(split.images):
+            raise DataError(f"The {source} split has {len(split.images):,} images, fewer than -n {count:,}. Use fewer.")
+        originals = split.pick(count, chosen).images
     count = count or DEFAULT_COUNT
     observer.begin("sample", count)
     with memory_errors(opened.device), open_output(output) as stream:
@@ -85,13 +87,6 @@ def sample(
             tiles = tiles if beside is None else np.concatenate([beside, tiles], axis=2)
             grid(tiles).save(stream, "png")
     return Sampled(output if isinstance(output, str) else "-")
-
-
-def _pick(images: torch.Tensor, count: int, seed: int, what: str) -> torch.Tensor:
-    """`count` images at random: a folder's images are sorted by class, so the first ones are alike."""
-    if count > len(images):
-        raise DataError(f"{what} has {len(images):,} images, fewer than -n {count:,}. Use a smaller -n.")
-    return images[torch.randperm(len(images), generator=generator(seed, "images"))[:count]]
 
 
 def _prior(opened: Opened, count: int, seed: int) -> Iterator[Pixels]:

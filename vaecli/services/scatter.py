@@ -9,7 +9,7 @@ import torch
 from vaecli import data, engine, plots
 from vaecli.errors import VaeError
 from vaecli.files import open_output
-from vaecli.runtime import generator, memory_errors
+from vaecli.runtime import memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import open_checkpoint, open_split
 from vaecli.services.outputs import guard_output
@@ -53,7 +53,7 @@ def scatter(
         )
     found = open_split(opened, dataset, split, data_dir, observer)
     if limit and limit < len(found.images):
-        found = _picked(found, limit, opened.seed(seed))
+        found = found.pick(limit, opened.seed(seed))
     observer.begin("scatter", len(found.images))
     means = []
     with memory_errors(opened.device):
@@ -70,10 +70,3 @@ def scatter(
     with open_output(output) as stream:
         stream.write(plots.render(figure, form))
     return Scattered(output if isinstance(output, str) else "-")
-
-
-def _picked(split: data.Split, count: int, seed: int) -> data.Split:
-    """`count` images of a split at random, with their labels."""
-    rows = torch.randperm(len(split.images), generator=generator(seed, "images"))[:count]
-    labels = None if split.labels is None else split.labels[rows]
-    return data.Split(split.images[rows], labels, split.class_names)

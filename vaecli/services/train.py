@@ -20,6 +20,7 @@ from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, run_files, 
 from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
 from vaecli.services import Observer
 from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
+from vaecli.sources import image_roots
 
 # All that a run can hold that was killed before its first epoch was committed.
 FIRST_COMMIT = (CONFIG, METRICS, "check1.safetensors")
@@ -249,9 +250,9 @@ class _Run:
 
 def _refuse_inside(folder: str, dataset: str) -> None:
     """Pictures in a run folder inside an image folder would become part of the data set."""
-    inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(dataset))
-    if inside and data.is_image_folder(dataset):
-        raise VaeError(f"The run folder {folder} lies inside the data set {dataset}. Choose another -o.")
+    for root in image_roots(dataset):
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
+            raise VaeError(f"The run folder {folder} lies inside the data set {root}. Choose another -o.")
 
 
 def _remove(files: list[str]) -> None:
