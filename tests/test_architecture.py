@@ -22,11 +22,12 @@ LAYERS = (
     {"console", "options"},
     {name for name in MODULES if name.startswith("services.")},
     {"services"},
+    {"training"},
     {"engine", "data", "checkpoint", "codes", "plots"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog"},
     {"loss"},
     {"model"},
-    {"files", "allocator"},
+    {"files", "allocator", "layers"},
     {"errors"},
 )
 ONLY_IN = {

@@ -21,6 +21,7 @@ from vaecli.services import Observer
 from vaecli.services.evaluate import evaluate
 from vaecli.services.resume import Trained
 from vaecli.services.train import train
+from vaecli.training import Trainer
 
 SETTINGS = Settings(z_dim=2, epochs=2, **TINY)  # type: ignore[arg-type]
 
@@ -270,15 +271,15 @@ def test_standard_errors_are_over_images(trained: Trained, digits: Any) -> None:
 
 
 def test_divergence_keeps_the_last_finished_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = engine.train_epoch
+    real = Trainer.epoch
 
-    def poisoned(model: Any, optimizer: Any, images: Any, *, epoch: int, **options: Any) -> engine.Losses:
+    def poisoned(self: Trainer, epoch: int, seed: int, **options: Any) -> engine.Losses:
         if epoch == 2:
             with torch.no_grad():
-                model.conv1.weight.fill_(float("nan"))
-        return real(model, optimizer, images, epoch=epoch, **options)
+                self.model.conv1.weight.fill_(float("nan"))
+        return real(self, epoch, seed, **options)
 
-    monkeypatch.setattr(engine, "train_epoch", poisoned)
+    monkeypatch.setattr(Trainer, "epoch", poisoned)
     with pytest.raises(DivergedError, match="epoch 2, step 1"):
         run(tmp_path / "run", 3)
     monkeypatch.undo()

@@ -1,6 +1,6 @@
-"""The steps and epochs that train and test share, and the passes that encode and sample share.
+"""What all commands compute with a model: its preparation, pixels in and out, and the passes without gradients.
 
-A split is one uint8 tensor; a batch is a slice of it, made float on the way in. Per-image losses
+A split is one uint8 tensor; a chunk is a slice of it, made float on the way in. Per-image losses
 are collected on the device and reduced once, in float64, so no mean depends on a batch size.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaecli.errors import DivergedError, VaeError
+from vaecli.errors import VaeError
 from vaecli.loss import Terms, negative_elbo
 from vaecli.model import ConvVAE, Gaussian
 from vaecli.runtime import NOISE_BLOCK, generator, noise
@@ -60,58 +60,6 @@ def to_unit(images: Tensor, device: torch.device) -> Tensor:
 def to_bytes(logits: Tensor) -> Tensor:
     """Logits to pixels, rounded and not truncated: (B, 1, 28, 28) -> uint8 (B, 28, 28) on the CPU."""
     return logits.sigmoid().mul(255).round().to(torch.uint8).squeeze(1).cpu()
-
-
-def train_epoch(
-    model: ConvVAE,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    *,
-    epoch: int,
-    seed: int,
-    batch_size: int,
-    beta: float,
-    bf16: bool,
-    log_interval: int = 0,
-    on_step: Callable[[int, float | None], None] = lambda images, loss: None,
-) -> Losses:
-    """One pass over `images`, uint8 (N, 28, 28) on the model's device, in this epoch's own order.
-
-    `on_step` hears how many images a step took and, every `log_interval` steps, the batch's loss.
-    Returns the running means of the epoch. Raises DivergedError if a loss is not finite.
-    """
-    device, count = images.device, len(images)
-    order = torch.randperm(count, generator=generator(seed, "permutation", epoch)).to(device)
-    eps = torch.randn(count, model.z_dim, generator=generator(seed, "training noise", epoch)).to(device)
-    seen = Terms(torch.empty(count, device=device), torch.empty(count, device=device))
-    model.train()
-    for step, start in enumerate(range(0, count, batch_size), 1):
-        batch = slice(start, start + batch_size)
-        x = to_unit(images[order[batch]], device)  # (B, 1, 28, 28)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits, posterior = model(x, eps[batch])
-        terms = negative_elbo(logits, posterior, x)
-        optimizer.zero_grad(set_to_none=True)
-        terms.loss(beta).mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        for kept, term in zip(seen, terms, strict=True):
-            kept[batch] = term.detach()
-        if log_interval and step % log_interval == 0:
-            on_step(len(x), float(sum(term[batch].mean() for term in seen)))
-            _check_finite(seen, start + len(x), batch_size, epoch)
-        else:
-            on_step(len(x), None)
-    _check_finite(seen, count, batch_size, epoch)
-    return Losses.mean_of(seen)
-
-
-def _check_finite(seen: Terms, count: int, batch_size: int, epoch: int) -> None:
-    finite = torch.isfinite(seen.loss()[:count])
-    if not finite.all():
-        step = int(finite.logical_not().nonzero()[0]) // batch_size + 1
-        raise DivergedError(
-            f"Training diverged: the loss is not finite at epoch {epoch}, step {step}. Use a smaller --lr."
-        )
 
 
 def blocks(images: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -35,6 +35,8 @@ def be_exact(device: torch.device) -> None:
     if device.type == "cuda":  # pragma: no cover-cuda
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may reorder sums
         torch.use_deterministic_algorithms(True)
+        # Else each new tensor is filled first: kernels for nothing.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False  # TF32 is float32 with 10 bits, and torch's default here
 
@@ -54,15 +56,17 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "fp32"
 
 
-def generator(seed: int, purpose: str, epoch: int = 0, block: int = 0) -> torch.Generator:
-    """A CPU generator of its own for each purpose, epoch and block, so that none depends on another.
+def generator(
+    seed: int, purpose: str, epoch: int = 0, block: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator of its own for each purpose, epoch and block, so that none depends on another.
 
     Its seed is the first 4 bytes of blake2b over "seed/purpose/epoch/block": torch's CPU generator
-    keeps 32 bits of its seed, and Python's `hash()` changes with every process. Noise is always
-    drawn on the CPU and then moved, so every device sees the same draws.
+    keeps 32 bits of its seed, and Python's `hash()` changes with every process. Only a training
+    epoch draws on another device than the CPU: what is measured has the same noise everywhere.
     """
     digest = hashlib.blake2b(f"{seed}/{purpose}/{epoch}/{block}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 NOISE_BLOCK = 1000  # images; fixed, so that the draws depend on no batch size and on no count

@@ -1,0 +1,67 @@
+"""The faster forms of layers compute what torch's own layers do, forwards and backwards."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaecli.layers import convolve_to_one, deconvolve
+
+
+def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return torch.autograd.grad((y * weights).sum(), inputs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("kernel", [(4, 4), (2, 3)])
+def test_convolve_to_one_is_the_layer(
+    training: bool, memory_format: torch.memory_format, kernel: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 1, kernel).double().train(training)
+    h = torch.randn(3, 8, 9, 7, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    ours, theirs = convolve_to_one(layer, h), layer(h)
+    torch.testing.assert_close(ours, theirs)
+    parameters = (h, *layer.parameters())
+    for one, other in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_convolve_to_one_keeps_channels_last() -> None:
+    """A gradient in another memory format would make every layer before it slower."""
+    layer = nn.Conv2d(8, 1, 4).train()
+    h = torch.randn(3, 8, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(convolve_to_one(layer, h).sum(), h)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_convolve_to_one_sums_bf16_in_float32() -> None:
+    layer = nn.Conv2d(32, 1, 4).train()
+    h = torch.randn(3, 32, 9, 9).bfloat16().requires_grad_()
+    logits = convolve_to_one(layer, h)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, layer(h.float()), rtol=0, atol=0.02)
+    to_h, to_weight = torch.autograd.grad(logits.sum(), [h, layer.weight])
+    assert (to_h.dtype, to_weight.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # torch's own, when torch.func is first used
+def test_an_eval_model_has_all_of_autograd() -> None:
+    """Jacobians of a decoder, forward and reverse, as those who study its geometry take them."""
+    layer = nn.Conv2d(4, 1, 2).double().eval()
+    h = torch.randn(1, 4, 3, 3, dtype=torch.float64)
+    forward = torch.func.jacfwd(lambda h: convolve_to_one(layer, h))(h)
+    reverse = torch.func.jacrev(lambda h: convolve_to_one(layer, h))(h)
+    torch.testing.assert_close(forward, reverse)
+
+
+def test_deconvolve_is_the_layer() -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double()
+    h = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    ours, theirs = deconvolve(layer, h), layer(h)
+    torch.testing.assert_close(ours, theirs)
+    parameters = (h, *layer.parameters())
+    for one, other in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
+        torch.testing.assert_close(one, other)

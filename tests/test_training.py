@@ -1,0 +1,146 @@
+"""The training step and its epoch: exact means, seeds that decide everything, losses that must be finite."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vaecli import data, engine
+from vaecli.errors import DivergedError
+from vaecli.loss import negative_elbo
+from vaecli.runtime import be_exact, generator
+from vaecli.training import Trainer
+
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def trainer(
+    images: torch.Tensor,
+    batch_size: int,
+    lr: float = 1e-3,
+    *,
+    seed: int = 0,
+    device: torch.device = CPU,
+    bf16: bool = False,
+) -> Trainer:
+    model = engine.prepare(engine.new_model(2, seed), device)
+    return Trainer(model, images.to(device), lr=lr, batch_size=batch_size, bf16=bf16)
+
+
+def everything(trained: Trainer) -> list[torch.Tensor]:
+    """Copies of all that a trainer carries from step to step."""
+    states = [trained.optimizer.state[parameter] for parameter in trained.model.parameters()]
+    return [value.detach().clone() for value in [*trained.model.parameters(), *(v for s in states for v in s.values())]]
+
+
+def test_epoch_mean_weighs_images_and_not_batches(digits: data.Split) -> None:
+    """With a learning rate of nothing, any batch size sees the same model, a short last batch included."""
+    whole, ragged = (trainer(digits.images, batch_size, lr=1e-12).epoch(1, 0) for batch_size in (150, 40))
+    assert ragged.loss == pytest.approx(whole.loss, abs=1e-4)
+    assert ragged.loss == pytest.approx(ragged.reconstruction + ragged.kl, abs=1e-12)
+
+
+def test_training_equals_the_tutorials_loop(digits: data.Split) -> None:
+    """One epoch of ours against plain code with default Adam, the same order and the same noise."""
+    images, seed = digits.images, 3
+    ours = trainer(images, 40, seed=seed)
+    losses = ours.epoch(1, seed)
+
+    plain = engine.new_model(2, seed)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    order = torch.randperm(len(images), generator=generator(seed, "permutation", 1))
+    eps = torch.randn(len(images), 2, generator=generator(seed, "training noise", 1))
+    total = 0.0
+    for start in range(0, len(images), 40):
+        x = images[order[start : start + 40]].unsqueeze(1) / 255
+        logits, posterior = plain(x, eps[start : start + 40])
+        loss = negative_elbo(logits, posterior, x).loss().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item() * len(x)
+    assert losses.loss == pytest.approx(total / len(images), abs=1e-2)
+    for one, other in zip(ours.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    orders = [torch.randperm(100, generator=generator(0, "permutation", epoch)) for epoch in (1, 1, 2)]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+def test_steps_are_reported_with_a_loss_every_interval(digits: data.Split) -> None:
+    heard: list[tuple[int, float | None]] = []
+    trainer(digits.images, 40).epoch(1, 0, log_interval=2, on_step=lambda n, loss: heard.append((n, loss)))
+    assert [count for count, _ in heard] == [40, 40, 40, 30]
+    assert [loss is not None for _, loss in heard] == [False, True, False, True]
+    assert all(loss is None or 0 < loss < 1000 for _, loss in heard)
+
+
+def test_divergence_names_epoch_and_step(digits: data.Split) -> None:
+    with pytest.raises(DivergedError, match=r"epoch 7, step 2\b.*--lr"):
+        trainer(digits.images, 40, lr=1e30).epoch(7, 0)
+
+
+def test_bf16_is_near_and_stays_out_of_weights_and_losses(digits: data.Split) -> None:
+    single, half = (trainer(digits.images, 50, bf16=bf16) for bf16 in (False, True))
+    losses = [each.epoch(1, 0).loss for each in (single, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert losses[0] != losses[1]
+    assert {value.dtype for value in everything(half)} == {torch.float32}
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_rehearsal_leaves_no_trace(digits: data.Split, steps_before: int) -> None:
+    """As before a graph is captured, whether Adam has moments already or none."""
+    images, eps = digits.images[:50], torch.ones(50, 2)
+    plain, rehearsed = trainer(images, 50), trainer(images, 50)
+    for each in (plain, rehearsed):
+        for _ in range(steps_before):
+            each.step(images, eps)
+    before = everything(rehearsed)
+    with rehearsed.rehearsal():
+        for _ in range(3):
+            rehearsed.step(images, -eps)
+        places = [parameter.data_ptr() for parameter in rehearsed.model.parameters()]
+    if steps_before:
+        assert all(map(torch.equal, everything(rehearsed), before))
+    assert places == [parameter.data_ptr() for parameter in rehearsed.model.parameters()]
+    plain.step(images, eps)
+    rehearsed.step(images, eps)
+    assert all(map(torch.equal, everything(rehearsed), everything(plain)))
+
+
+@needs_cuda
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_graph_computes_what_its_steps_do(digits: data.Split, monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    """Replayed, and step by step: the same bits, a short last batch included, in one go and resumed."""
+    cuda = torch.device("cuda")
+    be_exact(cuda)
+
+    def two_epochs(prepare: Callable[[Trainer], None] = lambda trained: None) -> list[torch.Tensor]:
+        trained = trainer(digits.images, 40, device=cuda, bf16=bf16)
+        prepare(trained)
+        trained.epoch(1, 0)
+        trained._graph = None  # as after a resume: recorded anew in the middle
+        trained.epoch(2, 0)
+        return everything(trained)
+
+    def eagerly(trained: Trainer) -> None:
+        monkeypatch.setattr(trained, "_run", lambda index, eps: trained.step(trained.images[index], eps))
+
+    replayed, again, eager = two_epochs(), two_epochs(), two_epochs(eagerly)
+    assert all(map(torch.equal, replayed, again))
+    for one, other in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@needs_cuda
+def test_cuda_trains_as_the_cpu_does(digits: data.Split) -> None:
+    on_cpu, on_cuda = (
+        [trained.epoch(epoch, 0).loss for epoch in range(1, 6)]
+        for trained in (trainer(digits.images, 50, device=device) for device in (CPU, torch.device("cuda")))
+    )
+    assert on_cuda[-1] == pytest.approx(on_cpu[-1], rel=0.1)  # other noise, other order

@@ -1,0 +1,154 @@
+"""The training step and its epoch, on a CPU and on a GPU.
+
+What made it fast, in milliseconds a step of 100 images on two Zen 4 cores (torch 2.15, medians of
+interleaved runs of 40 steps), stands where it is done: channels-last in `engine.prepare`, memory that
+is kept in `allocator`, faster forms of three layers in `layers`. Here it is that the split is one
+uint8 tensor, that losses stay on the device until someone asks, and that Adam is one kernel.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from vaecli.engine import Losses, to_unit
+from vaecli.errors import DivergedError
+from vaecli.loss import Terms, negative_elbo
+from vaecli.model import ConvVAE
+from vaecli.runtime import generator
+
+
+class Trainer:
+    """A model in training: its optimizer, and the step that each batch goes through.
+
+    Arguments:
+        model: on the device of the images, see `engine.prepare`.
+        images: a split, uint8 (N, 28, 28).
+        lr: Adam's learning rate.
+        batch_size: images a step; the last batch of an epoch may be shorter.
+        beta: weight of the KL term in the objective; the losses returned are unweighted.
+        bf16: whether the convolutions run in bfloat16; weights, Adam and losses are float32 always.
+    """
+
+    def __init__(
+        self, model: ConvVAE, images: Tensor, *, lr: float, batch_size: int, beta: float = 1.0, bf16: bool = False
+    ) -> None:
+        self.model, self.images, self.batch_size, self.beta, self.bf16 = model, images, batch_size, beta, bf16
+        self.device = images.device
+        # One kernel for all parameters; on a GPU it keeps its step count there, as a graph needs it.
+        on_cuda = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=on_cuda)
+        self._graph: _Graph | None = None
+
+    def epoch(
+        self,
+        epoch: int,
+        seed: int,
+        *,
+        log_interval: int = 0,
+        on_step: Callable[[int, float | None], None] = lambda images, loss: None,
+    ) -> Losses:
+        """One pass over the images, in this epoch's own order and with its own noise.
+
+        `on_step` hears how many images a step took and, every `log_interval` steps, the batch's loss.
+        Returns the running means of the epoch. Raises DivergedError if a loss is not finite.
+        """
+        count = len(self.images)
+        order, eps = self._draw(epoch, seed)
+        seen = torch.empty(2, count, device=self.device)  # read at each log interval and at the end only
+        self.model.train()
+        for step, start in enumerate(range(0, count, self.batch_size), 1):
+            batch = slice(start, min(start + self.batch_size, count))
+            seen[:, batch] = self._run(order[batch], eps[batch])
+            size = batch.stop - start
+            if log_interval and step % log_interval == 0:
+                on_step(size, float(seen[:, batch].sum() / size))
+                self._check_finite(seen[:, : batch.stop], epoch)
+            else:
+                on_step(size, None)
+        self._check_finite(seen, epoch)
+        return Losses.mean_of(Terms(*seen))
+
+    def _draw(self, epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The epoch's permutation (N,) and noise (N, Z): all its randomness, so a resume needs no more."""
+        count, z_dim = len(self.images), self.model.z_dim
+        place = self.device if self.device.type == "cuda" else "cpu"
+        order = torch.randperm(count, generator=generator(seed, "permutation", epoch, device=place), device=place)
+        eps = torch.randn(count, z_dim, generator=generator(seed, "training noise", epoch, device=place), device=place)
+        return order.to(self.device), eps.to(self.device)
+
+    def _run(self, index: Tensor, eps: Tensor) -> Tensor:
+        """The terms (2, B) of a step on the images at `index` (B,)."""
+        if self.device.type == "cuda" and len(index) == self.batch_size:  # pragma: no cover-cuda
+            self._graph = self._graph or _Graph(self)
+            return self._graph.replay(index, eps)
+        return self.step(self.images[index], eps)
+
+    def step(self, images: Tensor, eps: Tensor) -> Tensor:
+        """One step of Adam on uint8 images (B, 28, 28) with noise (B, Z); returns the terms (2, B)."""
+        x = to_unit(images, self.device)  # (B, 1, 28, 28)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits, posterior = self.model(x, eps)
+        terms = negative_elbo(logits, posterior, x)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.loss(self.beta).mean().backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return torch.stack([term.detach() for term in terms])
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Steps within the block leave no trace: weights and moments are put back, each in its own memory."""
+        weights = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
+        states = {
+            parameter: {name: value.clone() for name, value in state.items()}
+            for parameter, state in self.optimizer.state.items()
+        }
+        yield
+        with torch.no_grad():
+            for parameter, weight in weights.items():
+                parameter.copy_(weight)
+                before = states.get(parameter, {})
+                for name, value in self.optimizer.state[parameter].items():
+                    value.copy_(before.get(name, torch.zeros_like(value)))  # Adam begins with zeros
+
+    def _check_finite(self, seen: Tensor, epoch: int) -> None:
+        finite = seen.isfinite().all(dim=0)
+        if not finite.all():
+            step = int(finite.logical_not().nonzero()[0]) // self.batch_size + 1
+            raise DivergedError(
+                f"Training diverged: the loss is not finite at epoch {epoch}, step {step}. Use a smaller --lr."
+            )
+
+
+class _Graph:  # pragma: no cover-cuda
+    """The step on a full batch as a CUDA graph: recorded once, replayed with one launch instead of some fifty.
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+    """
+
+    WARM_UP = 3  # steps, in which cuDNN and cuBLAS choose kernels and take their workspaces
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._split, self._device = trainer.images, trainer.device
+        self._images = trainer.images[: trainer.batch_size].clone()
+        self._eps = torch.zeros(len(self._images), trainer.model.z_dim, device=self._device)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device):
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside), trainer.rehearsal():
+                for _ in range(self.WARM_UP):
+                    trainer.step(self._images, self._eps)
+            torch.cuda.current_stream().wait_stream(aside)
+            trainer.optimizer.zero_grad(set_to_none=True)  # gradients belong to the graph's own memory
+            with torch.cuda.graph(self._graph):
+                self._terms = trainer.step(self._images, self._eps)
+
+    def replay(self, index: Tensor, eps: Tensor) -> Tensor:
+        """The terms (2, B) of one step; they hold until the next one."""
+        with torch.cuda.device(self._device):
+            torch.index_select(self._split, 0, index, out=self._images)
+            self._eps.copy_(eps)
+            self._graph.replay()
+        return self._terms
