@@ -61,6 +61,14 @@ results-z2 results-z4: results-z%: install ## One of them
 test: install ## Run the tests, with coverage
 	$(BIN)/python -m pytest --cov
 
+.PHONY: bench
+bench: .venv/bench ## Measure vae beside the tutorial's loop and pythae; QUICK=1 takes 2 minutes at most
+	$(BIN)/python tests/benchmarks/run.py $(if $(QUICK),--quick) $(if $(BF16),--bf16)
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
+
 .PHONY: lint
 lint: install ## Check format, style and types
 	$(BIN)/ruff format --check .

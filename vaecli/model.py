@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaecli.layers import convolve_to_one, deconvolve
+from vaecli.layers import convolve_to_one, deconvolve, from_map
 
 
 class Gaussian(NamedTuple):
@@ -70,11 +70,10 @@ class ConvVAE(nn.Module):
         """Posterior q(z|x) of each image: (B, 1, 28, 28) in [0, 1] -> mean and logvar (B, Z)."""
         h = F.relu_(self.conv1(images))  # (B, 32, 14, 14)
         h = F.relu_(self.conv2(h))  # (B, 64, 7, 7)
-        h = h.flatten(1)  # (B, 3136), channel-major whatever the memory format
         # Under autocast the convolutions run in bf16, but codes and loss keep the weights' precision.
         with torch.autocast(h.device.type, enabled=False):
             h = h.to(self.linear1mean.weight.dtype)
-            return Gaussian(self.linear1mean(h), self.linear1logvar(h))
+            return Gaussian(from_map(self.linear1mean, h), from_map(self.linear1logvar, h))
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
