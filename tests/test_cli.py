@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,9 @@ def test_version(invoke: Invoke) -> None:
         ["scatter", "ckpt", "--dims", "0"],
         ["scatter", "ckpt", "--dims", "0,-1"],
         ["scatter", "ckpt", "--limit", "0"],
+        ["scatter", "ckpt", "--dims", "0,1", "--pca"],
+        ["curves", "run", "-o", "run.csv", "--metric", "kl"],
+        ["curves", "run", "-o", "run.csv", "--log-scale"],
     ],
     ids=" ".join,
 )
@@ -428,6 +432,35 @@ def test_scatter_dims_and_limit(run_copy: Path, invoke: Invoke) -> None:
         assert f"--dims {dims}" in assert_one_line(result.stderr)
 
 
+def test_scatter_pca_of_more_than_two_dimensions(invoke: Invoke, tmp_path: Path) -> None:
+    ckpt = invoke(*TRAIN, "-z", "3", "-o", tmp_path / "z3", "-q").stdout.strip()
+    for dims in ("0,9", "3,0"):
+        assert f"--dims {dims}" in assert_one_line(invoke("scatter", ckpt, "--dims", dims).stderr)
+    result = invoke("scatter", ckpt, "--manifold")
+    assert result.exit_code == 1
+    assert "--manifold needs a model of 2 dimensions, and this one has 3" in assert_one_line(result.stderr)
+    assert invoke("scatter", ckpt, "--pca", "-o", "pca.svg").exit_code == 0
+    shares = re.findall(r"<!-- principal component \d \((\d+)% of the variance\) -->", Path("pca.svg").read_text())
+    assert 100 >= int(shares[0]) >= int(shares[1]) > 0
+
+
+def test_scatter_pca_of_two_dimensions_leaves_them_as_they_are(run_copy: Path, invoke: Invoke) -> None:
+    result = invoke("scatter", run_copy, "--pca", "-o", "pca.svg")
+    assert (result.exit_code, "nothing for --pca to reduce" in result.stderr) == (0, True)
+    invoke("scatter", run_copy, "-o", "plain.svg")
+    assert Path("pca.svg").read_bytes() == Path("plain.svg").read_bytes()
+
+
+def test_scatter_manifold(run_copy: Path, invoke: Invoke) -> None:
+    drawn = []
+    for options in ([], ["--manifold"], ["--manifold"], ["--manifold", "--dims", "1,0"]):
+        assert invoke("scatter", run_copy, "-o", "m.svg", "--limit", "50", *options).exit_code == 0
+        drawn.append(Path("m.svg").read_bytes())
+    assert drawn[1] == drawn[2]
+    assert len(set(drawn)) == 3
+    assert [text.count(b"<image") for text in drawn] == [1, 2, 2, 2]
+
+
 def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> None:
     file = run_copy / "check1.safetensors"
     assert invoke("scatter", file, "-q").stdout == f"{run_copy}/scatter.png\n"
@@ -463,8 +496,56 @@ def test_runs_of_the_same_name_are_told_apart(run_copy: Path, invoke: Invoke) ->
     shutil.copytree(run_copy, "b/run")
     shutil.copytree(run_copy, "a/run")
     invoke("curves", "a/run", "b/run", "a/run", "-o", "both.svg")
-    assert Path("both.svg").read_text().count("<!-- a/run -->") == 1
-    assert Path("both.svg").read_text().count("<!-- b/run -->") == 1
+    assert Path("both.svg").read_text().count("<!-- a/run: ") == 1
+    assert Path("both.svg").read_text().count("<!-- b/run: ") == 1
+
+
+def test_runs_that_differ_in_a_folder_are_told_apart(run_copy: Path, invoke: Invoke) -> None:
+    for name in ("sweep/a/run/last", "sweep/b/run/last"):
+        shutil.copytree(run_copy, name)
+    invoke("curves", "sweep/a/run/last", "sweep/b/run/last", "-o", "runs.csv")
+    assert {row["run"] for row in csv.DictReader(Path("runs.csv").read_text().splitlines())} == {
+        "a/run/last",
+        "b/run/last",
+    }
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "csv"])
+def test_curves_are_the_same_bytes_each_time(run_copy: Path, invoke: Invoke, suffix: str) -> None:
+    shutil.copytree(run_copy, "other")
+    drawn = []
+    for name in ("a", "b"):
+        assert invoke("curves", run_copy, "other", "-o", f"{name}.{suffix}").stdout == f"{name}.{suffix}\n"
+        drawn.append(Path(f"{name}.{suffix}").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
+def test_curves_as_csv_are_the_metrics(run_copy: Path, invoke: Invoke) -> None:
+    check = run_copy / "check1.safetensors"
+    invoke("curves", run_copy, check, "-o", "runs.csv")
+    assert Path("runs.csv").read_bytes().startswith(b"run,epoch,train_loss,")
+    rows = list(csv.DictReader(Path("runs.csv").read_text().splitlines()))
+    lines = (run_copy / "metrics.jsonl").read_text().splitlines()
+    assert [row["run"] for row in rows] == ["run", "run", "run/check1"]
+    speeds = {"seconds", "images_per_second"}
+    for row, line in zip(rows, [*lines, lines[0]], strict=True):
+        metrics = json.loads(line)
+        measured = {name for name in metrics if row[name]}
+        assert measured == (metrics.keys() - speeds if row["run"] == "run/check1" else metrics.keys())
+        assert {name: float(row[name]) for name in measured} == {name: metrics[name] for name in measured}
+
+
+def test_curves_on_a_log_scale(run_copy: Path, invoke: Invoke) -> None:
+    for options in ([], ["--log-scale"]):
+        assert invoke("curves", run_copy, "-o", f"{len(options)}.svg", *options).exit_code == 0
+    assert Path("0.svg").read_bytes() != Path("1.svg").read_bytes()
+    metrics = run_copy / "metrics.jsonl"
+    dead = [json.loads(line) | {"train_kl": 0.0, "test_kl": 0.0} for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in dead))
+    assert invoke("curves", run_copy, "--metric", "kl", "-o", "kl.svg").exit_code == 0
+    result = invoke("curves", run_copy, "--metric", "kl", "--log-scale", "-o", "kl.svg")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Leave out --log-scale" in assert_one_line(result.stderr)
 
 
 # Outputs

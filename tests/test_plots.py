@@ -2,11 +2,19 @@
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, StepPatch
 
 from vaecli import plots
 from vaecli.metrics import EpochRecord
+from vaecli.plots.curves import curves
+from vaecli.plots.scatter import MANIFOLD_SIDE, MAX_NAMES, MAX_PANELS, manifold_codes, panels, reach, scatter
+
+PRIOR = "prior 1\u03c3, 2\u03c3"
 
 
 def codes(z_dim: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -26,16 +34,16 @@ def codes(z_dim: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_panels_are_consecutive_pairs(z_dim: int, pairs: list[tuple[int, int]]) -> None:
-    assert plots.panels(z_dim) == pairs
-    figure = plots.scatter(*codes(z_dim), tuple("0123456789"), "title")
+    assert panels(z_dim) == pairs
+    figure = scatter(*codes(z_dim), tuple("0123456789"), "title")
     labels = [(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes]
-    assert labels == ([(f"z[{a}]", f"z[{b}]") for a, b in pairs] or [("z[0]", "images")])
+    assert labels == ([(f"z[{a}]", f"z[{b}]") for a, b in pairs] or [("z[0]", "")])
 
 
 def test_all_panels_have_one_scale_centred_on_zero_and_hold_every_point() -> None:
     points, labels = codes(4)
     points[0, 3] = 50
-    figure = plots.scatter(points, labels, (), "title")
+    figure = scatter(points, labels, (), "title")
     limits = {axis.get_xlim() for axis in figure.axes} | {axis.get_ylim() for axis in figure.axes}
     assert len(limits) == 1
     low, high = limits.pop()
@@ -44,14 +52,101 @@ def test_all_panels_have_one_scale_centred_on_zero_and_hold_every_point() -> Non
     assert all(axis.get_aspect() == 1 for axis in figure.axes)
 
 
+def test_all_axes_reach_past_the_priors_circles() -> None:
+    """Of a dead latent space, too: the points sit in the middle of the circles, and not alone in a blown-up panel."""
+    figure = scatter((codes(4)[0] * 1e-3).astype(np.float32), None, (), "title")
+    for axis in figure.axes:
+        assert axis.get_xlim()[1] > 2
+        circles = [patch for patch in axis.patches if isinstance(patch, Circle)]
+        assert [circle.get_radius() for circle in circles] == [1, 2]
+        assert not any(coordinate for circle in circles for coordinate in np.ravel(circle.get_center()))
+
+
+def test_no_class_hides_another() -> None:
+    """Classes are drawn mixed: among the last tenth, which lies on top, is every one."""
+    points, labels = codes(2, 1_000)
+    order = np.argsort(labels)
+    drawn = scatter(points[order], labels[order], (), "title").axes[0].collections[0].get_facecolor()
+    assert len({to_rgb(tuple(colour)) for colour in np.asarray(drawn)[-100:]}) == 10
+
+
+def test_more_points_are_smaller() -> None:
+    sizes = []
+    for count in (100, 10_000, 60_000):
+        (drawn,) = scatter(*codes(2, count), (), "title").axes[0].collections
+        assert isinstance(drawn, PathCollection)
+        sizes.append(drawn.get_sizes()[0])
+    assert sizes[0] > sizes[1] > sizes[2] > 0.5
+
+
+def test_points_are_pixels_in_vector_files() -> None:
+    drawn = plots.render(scatter(*codes(2, 5_000), (), "title"), "svg")
+    assert drawn.count(b"<image") == 1
+    assert drawn.count(b"<use") < 500
+
+
+def test_classes_are_named_where_they_lie_and_names_never_overlap() -> None:
+    generator = np.random.default_rng(0)
+    centres = np.stack([np.cos(np.arange(10) * 0.628), np.sin(np.arange(10) * 0.628)], axis=1) * 2
+    labels = np.arange(2_000) % 10
+    points = (centres[labels] + 0.2 * generator.normal(size=(2_000, 2))).astype(np.float32)
+    figure = scatter(points, labels, ("Ankle boot", *"bcdefghij"), "title")
+    figure.draw_without_rendering()
+    texts = figure.axes[0].texts
+    assert {text.get_text() for text in texts} == {"Ankle boot", *"bcdefghij"}
+    for text in texts:
+        label = 0 if text.get_text() == "Ankle boot" else "abcdefghij".index(text.get_text())
+        assert np.linalg.norm(np.subtract(text.get_position(), centres[label])) < 0.6
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def heights(axis: Axes) -> list[float]:
+    """Of each histogram, its bars' heights in all."""
+    steps = [patch.get_data() for patch in axis.patches if isinstance(patch, StepPatch)]
+    return [float((np.asarray(tops) - np.asarray(base)).sum()) for tops, _, base in steps]
+
+
+def test_classes_of_one_dimension_have_a_row_each() -> None:
+    points, labels = codes(1, 500)
+    figure = scatter(points, labels, tuple("abcdefghij"), "title")
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == list("abcdefghij")
+    totals = heights(axis)
+    assert len(totals) == 20
+    assert np.allclose(totals, totals[0]), "each is a share of its class"
+
+
+def test_one_dimension_without_labels_counts_images() -> None:
+    (axis,) = scatter(codes(1, 500)[0], None, (), "title").axes
+    assert axis.get_ylabel() == "images"
+    assert heights(axis)[0] == 500
+
+
+def test_each_decoded_tile_lies_at_its_code() -> None:
+    """The tiles here are flat, each in a grey that only it has: the picture at a code is that code's tile."""
+    points, labels = codes(2)
+    places = manifold_codes(points)
+    tiles = np.zeros((MANIFOLD_SIDE**2, 28, 28), np.uint8)
+    tiles[:] = (np.arange(len(tiles)) % 251)[:, None, None]
+    (image,) = scatter(points, labels, (), "title", manifold=tiles).axes[0].images
+    left, right, bottom, top = image.get_extent()
+    sheet = np.asarray(image.get_array())
+    assert (left, right, bottom, top) == (-reach(points), reach(points), -reach(points), reach(points))
+    for (x, y), tile in zip(places, tiles, strict=True):
+        row = int((top - y) / (top - bottom) * len(sheet))
+        column = int((x - left) / (right - left) * len(sheet))
+        assert sheet[row, column] == 255 - int(tile[0, 0] * 0.38)
+
+
 def colours(figure: Figure) -> set[tuple[float, ...]]:
     return {to_rgb(tuple(colour)) for axis in figure.axes for colour in np.asarray(axis.collections[0].get_facecolor())}
 
 
 def test_a_class_keeps_its_colour_whatever_else_is_shown() -> None:
     points, labels = codes(2)
-    everything = colours(plots.scatter(points, labels, (), "title"))
-    sevens = colours(plots.scatter(points[labels == 7], labels[labels == 7], (), "title"))
+    everything = colours(scatter(points, labels, (), "title"))
+    sevens = colours(scatter(points[labels == 7], labels[labels == 7], (), "title"))
     assert sevens == {to_rgb(plots.class_colour(7))}
     assert sevens < everything
     assert len(everything) == 10
@@ -59,17 +154,27 @@ def test_a_class_keeps_its_colour_whatever_else_is_shown() -> None:
 
 def test_legend_names_the_classes_that_are_there_and_lies_off_the_points() -> None:
     points, labels = codes(4)
-    figure = plots.scatter(points, labels, tuple("abcdefghij"), "title")
-    figure.canvas.draw()
+    figure = scatter(points, labels, tuple("abcdefghij"), "title")
+    figure.draw_without_rendering()
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == list("abcdefghij")
+    assert [text.get_text() for text in legend.get_texts()] == [*"abcdefghij", PRIOR]
     box = legend.get_window_extent()
     assert not any(box.overlaps(axis.get_window_extent()) for axis in figure.axes)
     assert figure.bbox.x1 >= box.x1
 
 
-def test_without_labels_there_is_no_legend() -> None:
-    assert plots.scatter(codes(2)[0], None, (), "title").legends == []
+def test_without_labels_the_legend_is_of_the_prior_alone() -> None:
+    (legend,) = scatter(codes(2)[0], None, (), "title").legends
+    assert [text.get_text() for text in legend.get_texts()] == [PRIOR]
+
+
+@pytest.mark.parametrize("z_dim", [1, 2])
+def test_thousands_of_classes_make_a_figure_of_sane_size(z_dim: int) -> None:
+    points = codes(z_dim, 3_000)[0]
+    figure = scatter(points, np.arange(3_000), (), "title")
+    assert max(figure.get_size_inches()) < 25
+    if z_dim == 2:
+        assert figure.legends[0].get_texts()[MAX_NAMES].get_text() == f"and {3_000 - MAX_NAMES:,} more"
 
 
 def test_any_number_of_classes_has_colours_of_its_own() -> None:
@@ -77,32 +182,92 @@ def test_any_number_of_classes_has_colours_of_its_own() -> None:
 
 
 def test_many_dimensions_show_the_first_panels() -> None:
-    assert len(plots.scatter(*codes(100), (), "title").axes) == plots.MAX_PANELS
+    assert len(scatter(*codes(100), (), "title").axes) == MAX_PANELS
 
 
 def history(epochs: int, level: float = 150.0) -> list[EpochRecord]:
     return [EpochRecord(e, level + 9 / e, level, 5.0, level + 10 / e, level, 6.0) for e in range(1, epochs + 1)]
 
 
+def lines(figure: Figure, style: str) -> list[Line2D]:
+    return [line for line in figure.axes[0].lines if line.get_linestyle() == style]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_curves_are_the_histories() -> None:
-    figure = plots.curves({"run": history(5)}, "loss")
-    train, test = figure.axes[0].lines
+    figure = curves({"run": history(5)}, "loss")
+    (train,), (test,) = lines(figure, "--"), lines(figure, "-")
     assert np.asarray(train.get_ydata()).tolist() == [record.train_loss for record in history(5)]
     assert np.asarray(test.get_ydata()).tolist() == [record.test_loss for record in history(5)]
-    assert (train.get_linestyle(), test.get_linestyle()) == ("--", "-")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "test"]
+    assert texts(figure) == ["training", "test", "gap", "lowest test: 152.00 at epoch 5"]
 
 
-def test_several_runs_are_named_and_coloured() -> None:
-    figure = plots.curves({"a": history(3), "b": history(60, 130)}, "kl")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "training", "test"]
-    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+def test_a_star_marks_the_lowest_test_value_of_the_metric() -> None:
+    records = [EpochRecord(e, 9, 8, 1, test, test - kl, kl) for e, test, kl in [(1, 12, 3), (2, 10, 2.5), (3, 11, 2)]]
+    for metric, epoch, value in (("loss", 2, 10), ("reconstruction", 2, 7.5), ("kl", 3, 2)):
+        (star,) = lines(curves({"run": records}, metric), "None")  # type: ignore[arg-type]
+        assert (star.get_xdata(), star.get_ydata()) == ([epoch], [value])
+
+
+def test_the_gap_between_training_and_test_is_filled() -> None:
+    (gap,) = curves({"run": history(5)}, "loss").axes[0].collections
+    corners = {tuple(corner) for corner in gap.get_paths()[0].vertices.tolist()}  # type: ignore[union-attr]
+    for record in history(5):
+        assert {(record.epoch, record.train_loss), (record.epoch, record.test_loss)} <= corners
+
+
+def test_several_runs_are_named_and_told_apart_by_colour_and_marker() -> None:
+    figure = curves({"a": history(3), "b": history(60, 130)}, "kl")
+    assert texts(figure)[:2] == ["a: 6.00 at epoch 1", "b: 6.00 at epoch 1"]
+    assert len({line.get_color() for line in lines(figure, "-")}) == 2
+    assert len({line.get_marker() for line in lines(figure, "-")}) == 2
     assert figure.axes[0].get_ylabel() == "KL divergence (nats per image)"
+
+
+@pytest.mark.parametrize("count", [1, 9, 40])
+def test_the_legend_lies_off_the_curves(count: int) -> None:
+    figure = curves({f"{i}-{'name' * 30}-{i}": history(3 + i, 100 + i) for i in range(count)}, "loss")
+    figure.draw_without_rendering()
+    assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
+    assert len(set(texts(figure))) == count + 4 * (count > 1) + 3 * (count == 1)
+
+
+def test_one_epoch_is_one_tick() -> None:
+    axis = curves({"run": history(1)}, "loss").axes[0]
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
+
+
+@pytest.mark.parametrize("levels", [(150, 90), (5e-3, 200)])
+def test_a_log_scale_has_plain_numbers_on_it(levels: tuple[float, float]) -> None:
+    figure = curves({str(level): history(5, level) for level in levels}, "loss", log_scale=True)
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    shown = [label.get_text() for label in axis.get_yticklabels() if label.get_window_extent().overlaps(figure.bbox)]
+    assert axis.get_yscale() == "log"
+    assert len(shown) >= 3
+    assert all(float(text) > 0 for text in shown)
+
+
+def test_a_long_name_keeps_its_ends() -> None:
+    assert plots.plain("a" * 50 + "z") == "a" * 50 + "z"
+    shown = plots.plain("begin" + "x" * 100 + "end", 20)
+    assert (len(shown), shown[:5], shown[-3:]) == (20, "begin", "end")
+    assert len(plots.plain("x" * 100, 33)) == 33
+
+
+@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+def test_equal_curves_are_equal_bytes(form: str) -> None:
+    first, second = (plots.render(curves({"a": history(3), "b": history(5)}, "loss"), form) for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
 def test_equal_figures_are_equal_bytes(form: str) -> None:
-    first, second = (plots.render(plots.scatter(*codes(3), (), "title"), form) for _ in range(2))
+    first, second = (plots.render(scatter(*codes(3), (), "title"), form) for _ in range(2))
     assert first == second
     assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[form])
     assert b"matplotlib.org" not in first or form != "png"

@@ -279,6 +279,8 @@ def scatter(
     split: options.Split = "test",
     dims: options.Dims = None,
     limit: options.Limit = None,
+    pca: options.Pca = False,
+    manifold: options.Manifold = False,
     output: options.ScatterOutput = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
@@ -289,13 +291,16 @@ def scatter(
 ) -> None:
     """Draw the latent space, coloured by class.
 
-    The points are the posterior means of a split. A panel for each pair of dimensions: (0, 1), (2, 3) and so on.
+    The points are the posterior means of a split, the dashed circles the prior's one and two sigma.
+    A panel for each pair of dimensions: (0, 1), (2, 3) and so on; of one dimension, a row a class.
 
     \b
     Examples:
       vae scatter outputs/mnist-z2
       vae scatter outputs/mnist-z2 --split train -o latent.svg
-      vae scatter outputs/mnist-z4 --dims 0,3 --limit 2000
+      vae scatter outputs/mnist-z2 --manifold --limit 2000
+      vae scatter outputs/mnist-z4 --dims 0,3 -o dims.png
+      vae scatter outputs/mnist-z16 --pca -o pca.pdf
     """
     output = output or _beside(ckpt, "scatter.png")
     form = _format(output, ("png", "svg", "pdf"), "png", "-o")
@@ -310,6 +315,8 @@ def scatter(
             split=split,
             dims=None if dims is None else tuple(map(int, dims.split(","))),
             limit=limit,
+            pca=pca,
+            manifold=manifold,
             seed=seed,
             dataset=dataset,
             data_dir=data_dir,
@@ -322,28 +329,39 @@ def scatter(
 @app.command()
 @console.border
 def curves(
+    context: typer.Context,
     runs: options.Runs,
     metric: options.CurveMetric = "loss",
+    log_scale: options.LogScale = False,
     output: options.CurvesOutput = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Draw the learning curves of runs.
 
-    Training and test loss by epoch, of one or several runs, finished or not.
+    Training (dashed) and test (solid) by epoch, of one or many runs, finished or not. A star marks
+    the lowest test value.
+
+    A .csv holds the numbers instead: a row a run and epoch, with the columns run, epoch,
+    train_loss, train_reconstruction, train_kl, the same of test, seconds, images_per_second.
 
     \b
     Examples:
       vae curves outputs/mnist-z2
       vae curves outputs/mnist-z2 outputs/mnist-z4 --metric kl -o kl.pdf
+      vae curves outputs/mnist-z2 outputs/mnist-z4 --log-scale
+      vae curves outputs/mnist-z2 outputs/mnist-z4 -o runs.csv
     """
     output = output or (_beside(runs[0], "curves.png") if len(runs) == 1 else "curves.png")
-    form = _format(output, ("png", "svg", "pdf"), "png", "-o")
+    form = _format(output, ("png", "svg", "pdf", "csv"), "png", "-o")
     _check_json(json, output)
+    if form == "csv" and (unused := _typed(context) & {"metric", "log_scale"}):
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
+        raise UsageError(f"A .csv holds all metrics as they are. Leave out {names}.")
     from vaecli.services.curves import curves as service
 
     with console.observer(quiet, bars=output != "-"):
-        result = service(runs, output=_target(output), form=form, metric=metric)
+        result = service(runs, output=_target(output), form=form, metric=metric, log_scale=log_scale)
     _answer_output(result, json)
 
 

@@ -1,8 +1,10 @@
-"""`metrics.jsonl`: what each epoch of a run brought, one JSON object a line."""
+"""`metrics.jsonl`: what each epoch of a run brought, one JSON object a line; and many runs' as one csv table."""
 
+import csv
 import dataclasses
+import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,3 +72,13 @@ def with_speeds(history: Sequence[EpochRecord], measured: Iterable[EpochRecord])
         else record
         for record in history
     ]
+
+
+def to_csv(runs: Mapping[str, Sequence[EpochRecord]]) -> bytes:
+    """The epochs of named runs as one table, a row a run and epoch; empty where no speed was measured."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["run", *(field.name for field in dataclasses.fields(EpochRecord))])
+    for name, records in runs.items():
+        table.writerows([name, *dataclasses.astuple(record)] for record in records)
+    return text.getvalue().encode(errors="surrogateescape")

@@ -144,7 +144,9 @@ Count = Annotated[
 Pairs = Annotated[bool, typer.Option("--pairs", help="Originals beside their reconstructions.")]
 ImagesOutput = Annotated[str | None, _file("<run>/samples.png", ".png or .npz")]
 ScatterOutput = Annotated[str | None, _file("<run>/scatter.png", ".png, .svg or .pdf")]
-CurvesOutput = Annotated[str | None, _file("<run>/curves.png; of several, ./curves.png", ".png, .svg or .pdf")]
+CurvesOutput = Annotated[
+    str | None, _file("<run>/curves.png; of several, ./curves.png", ".png, .svg, .pdf, or .csv for the numbers")
+]
 Runs = Annotated[
     list[str], typer.Argument(metavar="RUN", show_default=False, help="Run folders or .safetensors files.")
 ]
@@ -162,4 +164,9 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", metavar="N", min=1, show_default="all", help="So many images, picked at random."),
 ]
+Pca = Annotated[
+    bool, typer.Option("--pca", help="One panel, of the means' first two principal components (z_dim above 2).")
+]
+Manifold = Annotated[bool, typer.Option("--manifold", help="Decoded images behind the points (z_dim 2).")]
 CurveMetric = Annotated[Metric, typer.Option("--metric", help="What to draw.")]
+LogScale = Annotated[bool, typer.Option("--log-scale", help="A logarithmic scale of the values.")]

@@ -3,28 +3,34 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from vaecli import plots
 from vaecli.checkpoint import read_metadata
 from vaecli.errors import VaeError
 from vaecli.files import open_output
-from vaecli.metrics import EpochRecord, read_metrics
+from vaecli.metrics import EpochRecord, read_metrics, to_csv
+from vaecli.plots.curves import Metric
+from vaecli.plots.curves import curves as draw
 from vaecli.run import METRICS, find_checkpoint
 from vaecli.services.outputs import guard_output
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Where the figure went."""
+    """Where the figure or the table went."""
 
     output: str
 
 
-def curves(paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: plots.Metric = "loss") -> Drawn:
+def curves(
+    paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: Metric = "loss", log_scale: bool = False
+) -> Drawn:
     """Draw the learning curves of run folders (finished or not) and weights files in one figure.
 
-    Raises VaeError for a path without a finished epoch, CheckpointError for a file that is none.
+    As csv: all their metrics, a row a run and epoch. Raises VaeError for a path without a finished
+    epoch or, on a log scale, without a value above 0, CheckpointError for a file that is none.
     """
     guard_output(output, *(path for path in paths if not os.path.isdir(path)))
     paths = list(dict.fromkeys(paths))
@@ -33,8 +39,11 @@ def curves(paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: p
         runs[name] = _history(path)
         if not runs[name]:
             raise VaeError(f"{path} has no finished epoch yet. Wait for the first one.")
+        if log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in runs[name]):
+            raise VaeError(f"No test {metric} of {path} is above 0. Leave out --log-scale.")
+    data = to_csv(runs) if form == "csv" else plots.render(draw(runs, metric, log_scale), form)
     with open_output(output) as stream:
-        stream.write(plots.render(plots.curves(runs, metric), form))
+        stream.write(data)
     return Drawn(output if isinstance(output, str) else "-")
 
 
@@ -46,10 +55,11 @@ def _history(path: str) -> Sequence[EpochRecord]:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Run folders by name, files as `<run>/<file>`; the whole paths where those are not unique."""
-    short = []
-    for path in paths:
-        folder, name = os.path.split(os.path.abspath(path))
-        run = "" if os.path.isdir(path) else os.path.basename(folder)
-        short.append(os.path.join(run, name.removesuffix(".safetensors")))
-    return short if len(set(short)) == len(short) else list(paths)
+    """Run folders by name, files as `<run>/<file>`, with as many folders before them as tell them apart."""
+    parts = [Path(os.path.abspath(path).removesuffix(".safetensors")).parts for path in paths]
+    for more in range(max(map(len, parts))):
+        least = (1 if os.path.isdir(path) else 2 for path in paths)
+        names = [os.path.join(*part[-(count + more) :]) for part, count in zip(parts, least, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)

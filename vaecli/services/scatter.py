@@ -4,14 +4,18 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from vaecli import data, engine, plots
-from vaecli.errors import VaeError
+from vaecli.errors import UsageError, VaeError
 from vaecli.files import open_output
+from vaecli.plots.scatter import MAX_PANELS, manifold_codes, panels
+from vaecli.plots.scatter import scatter as draw
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
-from vaecli.services.inputs import open_checkpoint, open_split
+from vaecli.services.inputs import Opened, open_checkpoint, open_split
 from vaecli.services.outputs import guard_output
 
 
@@ -30,6 +34,8 @@ def scatter(
     split: data.SplitName = "test",
     dims: tuple[int, ...] | None = None,
     limit: int | None = None,
+    pca: bool = False,
+    manifold: bool = False,
     seed: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
@@ -38,11 +44,14 @@ def scatter(
 ) -> Scattered:
     """Draw where the images of a split lie in the latent space, as a png, svg or pdf.
 
-    A panel a pair of dimensions, or one panel of `dims`; all images, or `limit` picked at random.
+    A panel a pair of dimensions, or one panel: of `dims`, or with `pca` of the means' two principal
+    components. All images, or `limit` picked at random. `manifold` puts decoded images behind them.
 
-    Raises CheckpointError, DataError, or VaeError for dimensions that the model has not and an
-    output that cannot be written.
+    Raises CheckpointError, DataError, or VaeError for dimensions that the model has not, a manifold of
+    more or fewer than two, and an output that cannot be written.
     """
+    if dims and pca:
+        raise UsageError("--dims and --pca exclude each other. Choose one.")
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
@@ -51,6 +60,10 @@ def scatter(
         raise VaeError(
             f"--dims {dims[0]},{dims[1]} are not two of the model's dimensions. Choose from 0 to {z_dim - 1}."
         )
+    if manifold and z_dim != 2:
+        raise VaeError(f"--manifold needs a model of 2 dimensions, and this one has {z_dim}. Leave it out.")
+    if pca and z_dim <= 2:
+        observer.note(f"With z_dim {z_dim} there is nothing for --pca to reduce: the codes are drawn as they are.")
     found = open_split(opened, dataset, split, data_dir, observer)
     if limit and limit < len(found.images):
         found = found.pick(limit, opened.seed(seed))
@@ -60,13 +73,41 @@ def scatter(
         for _, images in engine.blocks(found.images):
             means.append(engine.encode(opened.model, images, opened.device).mean.cpu())
             observer.advance(len(images))
-    pairs = [(dims[0], dims[1])] if dims else plots.panels(z_dim)
-    if len(pairs) > plots.MAX_PANELS:
-        observer.note(f"Showing the first {plots.MAX_PANELS} of {len(pairs)} pairs of dimensions; --dims shows any.")
+        codes, axes, pairs = torch.cat(means).numpy(), None, [(dims[0], dims[1])] if dims else panels(z_dim)
+        if pca and z_dim > 2:
+            codes, shares = principal_components(codes)
+            axes = [f"principal component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
+            pairs = [(0, 1)]
+        tiles = _decoded(opened, manifold_codes(codes), pairs[0]) if manifold else None
+    if len(pairs) > MAX_PANELS:
+        observer.note(f"Showing the first {MAX_PANELS} of {len(pairs)} pairs of dimensions; --dims shows any.")
     name = os.path.basename(os.path.abspath(dataset or opened.metadata.data.dataset))
-    title = f"{name}, {len(found.images):,} {split} images, z_dim {z_dim}, epoch {opened.metadata.epoch}"
+    kind = "training" if split == "train" else split
+    title = (
+        f"{plots.plain(name, 40)}, {len(found.images):,} {kind} images, z_dim {z_dim}, epoch {opened.metadata.epoch}"
+    )
     labels = None if found.labels is None else found.labels.numpy()
-    figure = plots.scatter(torch.cat(means).numpy(), labels, found.class_names, title, pairs)
+    figure = draw(codes, labels, found.class_names, title, pairs, axes, tiles)
     with open_output(output) as stream:
         stream.write(plots.render(figure, form))
     return Scattered(output if isinstance(output, str) else "-")
+
+
+def principal_components(codes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:
+    """Codes (N, Z) along the two directions in which they vary most, (N, 2), and each one's share of the variance.
+
+    The codes are turned and not moved, so 0 is still the prior's mean and its sigmas are still circles.
+    """
+    spread = np.cov(codes, rowvar=False, bias=True, dtype=np.float64)  # (Z, Z)
+    variances, directions = np.linalg.eigh(spread)  # ascending
+    first = directions[:, :-3:-1]  # (Z, 2)
+    first = first * np.sign(first[np.abs(first).argmax(axis=0), [0, 1]])  # which way is up is else arbitrary
+    total = float(np.trace(spread)) or 1.0
+    return (codes @ first).astype(np.float32), [max(float(v), 0.0) / total for v in variances[:-3:-1]]
+
+
+def _decoded(opened: Opened, places: npt.NDArray[np.float32], pair: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The images at places (M, 2) in the plane of the two dimensions `pair`, uint8 (M, 28, 28)."""
+    z = torch.empty(len(places), 2)
+    z[:, pair] = torch.from_numpy(places)
+    return engine.decode(opened.model, z.to(opened.device)).numpy()
