@@ -170,7 +170,7 @@ def _name_classes(
     merits = {label: count**2 / total for label, count in counts.items()}
     taken: list[tuple[float, float, float, float]] = []
     for label in sorted(names, key=lambda label: -float(merits[label].max())):
-        width, height = (0.65 * size * len(names[label]) + 3) * unit / 2, 1.2 * size * unit / 2
+        width, height = (0.7 * size * len(names[label]) + 3) * unit / 2, 1.25 * size * unit / 2
         for place in np.argsort(-merits[label], axis=None, kind="stable")[:300]:
             i, j = np.unravel_index(place, merits[label].shape)
             x, y = float(centres[i]), float(centres[j])

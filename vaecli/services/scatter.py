@@ -56,12 +56,7 @@ def scatter(
     opened = open_checkpoint(checkpoint, device)
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
     z_dim = opened.model.z_dim
-    if dims and (max(dims) >= z_dim or len(set(dims)) < 2):
-        raise VaeError(
-            f"--dims {dims[0]},{dims[1]} are not two of the model's dimensions. Choose from 0 to {z_dim - 1}."
-        )
-    if manifold and z_dim != 2:
-        raise VaeError(f"--manifold needs a model of 2 dimensions, and this one has {z_dim}. Leave it out.")
+    _require_dimensions(z_dim, dims, manifold)
     if pca and z_dim <= 2:
         observer.note(f"With z_dim {z_dim} there is nothing for --pca to reduce: the codes are drawn as they are.")
     found = open_split(opened, dataset, split, data_dir, observer)
@@ -81,16 +76,27 @@ def scatter(
         tiles = _decoded(opened, manifold_codes(codes), pairs[0]) if manifold else None
     if len(pairs) > MAX_PANELS:
         observer.note(f"Showing the first {MAX_PANELS} of {len(pairs)} pairs of dimensions; --dims shows any.")
-    name = os.path.basename(os.path.abspath(dataset or opened.metadata.data.dataset))
-    kind = "training" if split == "train" else split
-    title = (
-        f"{plots.plain(name, 40)}, {len(found.images):,} {kind} images, z_dim {z_dim}, epoch {opened.metadata.epoch}"
-    )
     labels = None if found.labels is None else found.labels.numpy()
+    title = _title(opened, dataset, len(found.images), split)
     figure = draw(codes, labels, found.class_names, title, pairs, axes, tiles)
     with open_output(output) as stream:
         stream.write(plots.render(figure, form))
     return Scattered(output if isinstance(output, str) else "-")
+
+
+def _require_dimensions(z_dim: int, dims: tuple[int, ...] | None, manifold: bool) -> None:
+    if dims and (max(dims) >= z_dim or len(set(dims)) < 2):
+        raise VaeError(
+            f"--dims {dims[0]},{dims[1]} are not two of the model's dimensions. Choose from 0 to {z_dim - 1}."
+        )
+    if manifold and z_dim != 2:
+        raise VaeError(f"--manifold needs a model of 2 dimensions, and this one has {z_dim}. Leave it out.")
+
+
+def _title(opened: Opened, dataset: str | None, count: int, split: data.SplitName) -> str:
+    name = plots.plain(os.path.basename(os.path.abspath(dataset or opened.metadata.data.dataset)), 40)
+    kind = "training" if split == "train" else split
+    return f"{name}, {count:,} {kind} images, z_dim {opened.model.z_dim}, epoch {opened.metadata.epoch}"
 
 
 def principal_components(codes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:
