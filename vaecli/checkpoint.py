@@ -1,19 +1,23 @@
 """Weights and training state in safetensors files, checked to the last tensor before use.
 
-A file may come from a stranger, so nothing in it is trusted: it is read as bytes, its header is
-parsed strictly, and names, shapes, types and values must be those of the model it claims to be.
+A file may come from a stranger, so nothing in it is trusted: its header is parsed strictly, and
+names, shapes, types and values must be those of the model it claims to be. The values are read only
+once the file has the very size that they take.
 
 torch is imported where tensors are needed, because `vae curves` reads histories without it.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vaecli.errors import CheckpointError
-from vaecli.files import parse_json, read_record, read_regular, write_whole
+from vaecli.files import open_regular, parse_json, read_record, write_whole
+from vaecli.metrics import MAX_BYTES as MAX_HEADER
 from vaecli.metrics import EpochRecord, read_history
 from vaecli.run import FORMAT
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from vaecli.model import ConvVAE
 
 MAX_BYTES = 2**32  # of a file: z_dim 32,768 with Adam's moments takes 3.7 GB
+MAX_CLASSES, MAX_NAME = 10_000, 255  # class names, and the characters of one: names of folders
 _MODEL = "ConvVAE"
 
 
@@ -92,6 +97,10 @@ class Metadata:
             raise damaged("its z_dim is no positive integer")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise damaged("its class names are no list of strings")
+        if len(names) > MAX_CLASSES or len(max(names, key=len, default="")) > MAX_NAME:
+            raise damaged("its class names are too many or too long")
+        if not isinstance(value["history"], list):
+            raise damaged("its history is no list")
         history = read_history(value["history"], what, CheckpointError)
         if type(epoch) is not int or epoch != len(history):
             raise damaged("its epoch and its history differ")
@@ -116,10 +125,9 @@ def load(path: str, device: "device") -> tuple["ConvVAE", Metadata]:
 
     from vaecli.model import ConvVAE
 
-    data = _read(path)
-    header, value = _header(data, path)
-    metadata = Metadata.from_json(value, path)
-    weights = _tensors(data, header, _shapes(metadata.z_dim), path)
+    with _opened(path) as file:
+        metadata = Metadata.from_json(file.value, path)
+        weights = _tensors(file, _shapes(metadata.z_dim))
     with torch.device("meta"):  # no weights are drawn, so no global generator moves
         model = ConvVAE(metadata.z_dim)
     model.load_state_dict(weights, assign=True)
@@ -128,7 +136,8 @@ def load(path: str, device: "device") -> tuple["ConvVAE", Metadata]:
 
 def read_metadata(path: str) -> Metadata:
     """What a weights file says of itself, without torch. Raises CheckpointError."""
-    return Metadata.from_json(_header(_read(path), path)[1], path)
+    with _opened(path) as file:
+        return Metadata.from_json(file.value, path)
 
 
 def save_state(path: str, model: "ConvVAE", optimizer: "Adam", metadata: Metadata) -> None:
@@ -151,14 +160,12 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
     """
     import torch
 
-    data = _read(path)
-    header, value = _header(data, path)
-    metadata, step = _state_metadata(value, path)
-    if metadata.z_dim != model.z_dim:
-        raise CheckpointError(f"{path} is the state of another run. Begin anew with --overwrite.")
-    shapes = _shapes(metadata.z_dim)
-    parts = ("model", "exp_avg", "exp_avg_sq")
-    tensors = _tensors(data, header, {f"{part}.{n}": s for part in parts for n, s in shapes.items()}, path)
+    with _opened(path) as file:
+        metadata, step = _state_metadata(file.value, path)
+        if metadata.z_dim != model.z_dim:
+            raise CheckpointError(f"{path} is the state of another run. Begin anew with --overwrite.")
+        shapes, parts = _shapes(metadata.z_dim), ("model", "exp_avg", "exp_avg_sq")
+        tensors = _tensors(file, {f"{part}.{name}": shape for part in parts for name, shape in shapes.items()})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -172,7 +179,8 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
 
 def read_state_metadata(path: str) -> Metadata:
     """What a state file says of itself, without torch. Raises CheckpointError."""
-    return _state_metadata(_header(_read(path), path)[1], path)[0]
+    with _opened(path) as file:
+        return _state_metadata(file.value, path)[0]
 
 
 def _state_metadata(value: Any, path: str) -> tuple[Metadata, int]:
@@ -189,28 +197,46 @@ def _to_bytes(tensors: Mapping[str, "Tensor"], value: dict[str, Any]) -> bytes:
 
     # One metadata key, with sorted keys inside: the library writes several in random order.
     metadata = {"vae": json.dumps(value, sort_keys=True, allow_nan=False)}
-    return to_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-
-
-def _read(path: str) -> bytes:
-    data = read_regular(path, MAX_BYTES, CheckpointError)
-    if not data:
-        raise CheckpointError(f"{path} is empty. Restore it, or use another one.")
+    data: bytes = to_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    if int.from_bytes(data[:8], "little") > MAX_HEADER:  # what could not be read back is not written
+        raise CheckpointError("The classes' names are too long for a checkpoint. Use fewer or shorter ones.")
     return data
 
 
-def _header(data: bytes, path: str) -> tuple[dict[str, Any], Any]:
-    """The tensors' entries and the value of the metadata key `vae`; duplicate keys are refused."""
-    length = int.from_bytes(data[:8], "little")
-    if length > len(data) - 8 or data[8:9] != b"{":
-        raise CheckpointError(
-            f"{path} is not a safetensors file, or it is cut short. Use a checkpoint made by 'vae train'."
-        )
-    header = parse_json(data[8 : 8 + length], path, CheckpointError)
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.keys() != {"vae"} or not isinstance(metadata["vae"], str):
-        raise CheckpointError(f"{path} has no metadata of vae. Use a checkpoint made by 'vae train'.")
-    return header, parse_json(metadata["vae"], path, CheckpointError)
+@dataclass(frozen=True)
+class _Opened:
+    """A safetensors file of which the header has been read, and nothing else yet."""
+
+    path: str
+    size: int  # bytes
+    head: bytes  # the first bytes, up to the values
+    entries: dict[str, Any]  # what the header says of each tensor
+    value: Any  # of the metadata key `vae`
+    rest: BinaryIO  # the values
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[_Opened]:
+    """Raises CheckpointError, also for duplicate keys and for a header that no file of ours has."""
+    with open_regular(path, CheckpointError) as (stream, size):
+        if not size:
+            raise CheckpointError(f"{path} is empty. Restore it, or use another one.")
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Use a smaller file.")
+        head = stream.read(9)
+        length = int.from_bytes(head[:8], "little")
+        if not 0 < length <= size - 8 or head[8:] != b"{":
+            raise CheckpointError(
+                f"{path} is not a safetensors file, or it is cut short. Use a checkpoint made by 'vae train'."
+            )
+        if length > MAX_HEADER:
+            raise CheckpointError(f"{path} has a header of {length:,} bytes. Use a checkpoint made by 'vae train'.")
+        head += stream.read(length - 1)
+        entries = parse_json(head[8:], path, CheckpointError)
+        metadata = entries.pop("__metadata__", None)
+        if not isinstance(metadata, dict) or metadata.keys() != {"vae"} or not isinstance(metadata["vae"], str):
+            raise CheckpointError(f"{path} has no metadata of vae. Use a checkpoint made by 'vae train'.")
+        yield _Opened(path, size, head, entries, parse_json(metadata["vae"], path, CheckpointError), stream)
 
 
 def _shapes(z_dim: int) -> dict[str, list[int]]:
@@ -227,27 +253,31 @@ def _shapes(z_dim: int) -> dict[str, list[int]]:
     return {name: list(parameter.shape) for name, parameter in parameters}
 
 
-def _tensors(data: bytes, header: dict[str, Any], shapes: Mapping[str, list[int]], path: str) -> dict[str, "Tensor"]:
+def _tensors(file: _Opened, shapes: Mapping[str, list[int]]) -> dict[str, "Tensor"]:
     """The tensors of a file, which must be exactly these names and shapes, float32 and finite."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     def bad(words: str) -> CheckpointError:
-        return CheckpointError(f"{path} {words}. Use a checkpoint made by 'vae train'.")
+        return CheckpointError(f"{file.path} {words}. Use a checkpoint made by 'vae train'.")
 
-    if missing := sorted(shapes.keys() - header.keys()):
+    if missing := sorted(shapes.keys() - file.entries.keys()):
         raise bad(f"has no tensor '{missing[0]}'")
-    if extra := sorted(header.keys() - shapes.keys()):
+    if extra := sorted(file.entries.keys() - shapes.keys()):
         raise bad(f"has a tensor too many, '{extra[0]}'")
     for name, shape in shapes.items():
-        entry = header[name] if isinstance(header[name], dict) else {}
+        entry = file.entries[name] if isinstance(file.entries[name], dict) else {}
         if entry.get("dtype") != "F32":
             raise bad(f"is not float32 throughout: '{name}' is {entry.get('dtype')}")
         if entry.get("shape") != shape:
             raise bad(f"does not fit the model: '{name}' is {entry.get('shape')}, not {shape}")
+    expected = len(file.head) + sum(4 * math.prod(shape) for shape in shapes.values())
+    if file.size != expected:
+        raise bad(f"is damaged: it has {file.size:,} bytes, not {expected:,}")
     try:
-        tensors = from_bytes(data)
+        # With the header that was checked, whatever happened to the file since.
+        tensors = from_bytes(file.head + file.rest.read(expected - len(file.head)))
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise bad(f"is damaged ({error})") from error
     for name, tensor in tensors.items():

@@ -7,11 +7,12 @@ or a `.npz`. Whatever it is, a split comes out as uint8 (N, 28, 28).
 import hashlib
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from vaecli.catalog import IDX_FILES, NAMED
 from vaecli.errors import DataError
-from vaecli.idx import MAX_BYTES, IdxFile
+from vaecli.files import open_regular
+from vaecli.idx import IdxFile, most_packed, read_values
 from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
 from vaecli.runtime import generator
 from vaecli.sources import find_file, image_roots, locate, read_with_torchvision
@@ -137,7 +139,10 @@ def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
     for path, name in rows:
         if name is None:
             raise DataError(f"{path} lies in no class folder, though others do. Move it into one.")
-    labels = np.array([names.index(str(name)) for _, name in rows], np.int64)
+    if len(names) > MAX_LABEL + 1:
+        raise DataError(f"{folder} has {len(names):,} classes. Use at most {MAX_LABEL + 1:,}.")
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers[str(name)] for _, name in rows], np.int64)
     return Split(torch.from_numpy(images), torch.from_numpy(labels), names)
 
 
@@ -149,20 +154,24 @@ def _rows_of(split: str, count: int, where: str) -> Sequence[int]:
 
 
 def _load_npz(path: str, split: SplitName) -> Split:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            held = set(archive.namelist())
-            own = "test_images.npy" in held
-            prefix = "test_" if own and split == "test" else ""
-            if f"{prefix}images.npy" not in held:
-                raise DataError(f"{path} has no array 'images'. Save it with numpy.savez(path, images=images).")
-            images = _read_npy(archive, f"{prefix}images", path)
-            labels = _read_npy(archive, f"{prefix}labels", path) if f"{prefix}labels.npy" in held else None
-    except DataError:
-        raise
-    # zipfile, its decompressors and numpy's header parser raise a dozen types on damaged files.
-    except Exception as error:
-        raise DataError(f"{path} is no data set: a damaged .npz, or none at all ({error}). Check --dataset.") from error
+    with open_regular(path, DataError) as (stream, size):
+        try:
+            with zipfile.ZipFile(stream) as archive, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or no one
+                held = set(archive.namelist())
+                own = "test_images.npy" in held
+                prefix = "test_" if own and split == "test" else ""
+                if f"{prefix}images.npy" not in held:
+                    raise DataError(f"{path} has no array 'images'. Save it with numpy.savez(path, images=images).")
+                images = _read_npy(archive, f"{prefix}images", path, size)
+                labels = _read_npy(archive, f"{prefix}labels", path, size) if f"{prefix}labels.npy" in held else None
+        except DataError:
+            raise
+        # zipfile, its decompressors and numpy's header parser raise a dozen types on damaged files.
+        except Exception as error:
+            raise DataError(
+                f"{path} is no data set: a damaged .npz, or none at all ({error}). Check --dataset."
+            ) from error
     if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
         raise DataError(f"'{prefix}images' in {path} is {images.dtype} {images.shape}. Make it uint8 (N, 28, 28).")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
@@ -175,17 +184,22 @@ def _load_npz(path: str, split: SplitName) -> Split:
     return _labelled(images, labels.astype(np.int64), path)
 
 
-def _read_npy(archive: zipfile.ZipFile, name: str, path: str) -> npt.NDArray[Any]:
-    """One array of a `.npz`, never a pickled one; a header that claims more than it holds takes no memory."""
-    with archive.open(f"{name}.npy") as stream:
+def _read_npy(archive: zipfile.ZipFile, name: str, path: str, size: int) -> npt.NDArray[Any]:
+    """One array of a `.npz` of `size` bytes: as numpy writes it, never pickled, and no larger than it says."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"'{name}' in {path} is packed in an unusual way. Save it with numpy.savez.")
+    with archive.open(member) as stream:
         version = npy.read_magic(stream)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(stream)
-        held = min(archive.getinfo(f"{name}.npy").file_size, MAX_BYTES)
-        if dtype.hasobject or min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) > held:
+        held = min(member.file_size, size if member.compress_type == zipfile.ZIP_STORED else most_packed(size))
+        if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) > held:
             raise DataError(f"'{name}' in {path} is no plain array that fits its file. Save it anew.")
-        flat = np.frombuffer(bytearray(stream.read(MAX_BYTES)), dtype, count=math.prod(shape))
-        return np.ascontiguousarray(flat.reshape(shape, order="F" if fortran else "C"))
+        values = read_values(cast(BinaryIO, stream), dtype, shape[::-1] if fortran else shape)
+        if stream.read(1):  # at the end zipfile compares its checksum, too
+            raise DataError(f"'{name}' in {path} holds more than its header claims. Save it anew.")
+        return np.ascontiguousarray(values.T if fortran else values)
 
 
 def _labelled(images: Pixels, labels: npt.NDArray[np.int64], where: str) -> Split:

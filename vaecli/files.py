@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -104,34 +105,47 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError] = VaeError) -> bytes:
-    """The bytes of a regular file (links followed) of at most `limit` bytes.
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str], error: type[VaeError] = VaeError) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file (links followed), open for reading, and its size in bytes.
 
-    Raises `error` for anything else. The file is opened without waiting, so that a pipe with no
-    writer is refused and not waited for.
+    Raises `error` for anything else, and for what fails in the block. What is judged is what is
+    open, so nothing can be exchanged in between. The file is opened without waiting, so that a
+    pipe with no writer is refused and not waited for.
     """
     name = os.fspath(path) or "''"
     try:
-        with contextlib.ExitStack() as stack:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            stack.callback(os.close, descriptor)
-            status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise error(f"{name} is a folder. Name a file in it.")
+        try:
+            stream = open(path, "rb", opener=_without_waiting)
+        except ValueError as failure:  # a name that no file can have
+            raise OSError(str(failure)) from failure
+        with stream:
+            status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise error(f"{name} is not a regular file. Copy its bytes to one first.")
-            if status.st_size > limit:
-                raise error(f"{name} has {status.st_size:,} bytes, more than {limit:,}. Use a smaller file.")
-            return stack.enter_context(open(descriptor, "rb", closefd=False)).read(status.st_size)
+            yield stream, status.st_size
     except FileNotFoundError as missing:
         raise error(f"{name} does not exist. Check the path.") from missing
-    except (OSError, ValueError) as failure:  # ValueError: a NUL in the name
-        words = reason(failure) if isinstance(failure, OSError) else str(failure)
-        raise error(f"Cannot read {name}: {words}. Check the path and its permissions.") from failure
+    except IsADirectoryError as folder:
+        raise error(f"{name} is a folder. Name a file in it.") from folder
+    except OSError as failure:
+        raise error(f"Cannot read {name}: {reason(failure)}. Check the path and its permissions.") from failure
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError] = VaeError) -> bytes:
+    """The bytes of a regular file (see `open_regular`) of at most `limit` bytes. Raises `error`."""
+    with open_regular(path, error) as (stream, size):
+        if size > limit:
+            raise error(f"{os.fspath(path)} has {size:,} bytes, more than {limit:,}. Use a smaller file.")
+        return stream.read(size)
 
 
 def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -> Any:
-    """The value of strict JSON: no duplicate keys, no NaN or Infinity, bounded nesting.
+    """The value of strict JSON in UTF-8: no duplicate keys, no NaN or Infinity, bounded nesting.
 
     Raises `error` naming `what` otherwise.
     """
@@ -146,6 +160,7 @@ def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -
         raise ValueError(f"{constant} is no number")
 
     try:
+        text = text if isinstance(text, str) else text.decode()  # json itself would guess at UTF-16, too
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as failure:
         words = "nested too deeply" if isinstance(failure, RecursionError) else str(failure)
@@ -167,7 +182,7 @@ def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[V
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in value.keys() - fields.keys():
         raise damaged(f"unknown field '{name}'")
-    types_of = typing.get_type_hints(cls)
+    types_of = _types_of(cls)
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in value:
@@ -183,3 +198,8 @@ def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[V
             raise damaged(f"field '{name}' is {str(value[name])[:40]!r}")
         arguments[name] = item
     return cls(**arguments)
+
+
+@functools.cache
+def _types_of(cls: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vaecli.errors import DataError
 from vaecli.files import read_regular
@@ -16,10 +16,29 @@ from vaecli.files import read_regular
 Pixels = npt.NDArray[np.uint8]
 
 SIDE = 28
+MIN_SIDE = 4
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+# The decoders that a stranger's file may reach, whatever its suffix says: Pillow knows 40 more, one
+# of which (EPS) hands the file to Ghostscript, a whole programming language.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_BYTES = 256 * 2**20  # of an image file
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # where Pillow begins to warn of bombs: 89 million
+MAX_PIXELS = 35_000_000  # A4 at 600 dpi; a picture takes 4 bytes a pixel while it is read
+# Formats and decoders for which a pixel costs more: WebP's takes twice the memory, and two are in Python.
+_COSTS = {"WEBP": 2, "bmp_rle": 20, "ppm_plain": 20}
+MAX_SIDE = 2**16
+MAX_DEPTH = 100  # of folders in one another
+MAX_SCANS = 40  # of a progressive JPEG, which has ten or so; one of 60 bytes can pass over all pixels
+_LARGE = 1024  # pixels; a picture of twice that is first averaged down
 _ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SEPARATOR = 64  # grey between the images of a grid: seen on black and on white
 
 
@@ -41,6 +60,8 @@ def list_images(folder: str) -> list[tuple[str, str | None]]:
             status = os.stat(parent)
         except OSError as error:
             refuse(error)
+        if parent.count(os.sep) > folder.count(os.sep) + MAX_DEPTH:
+            raise DataError(f"{folder} is nested more than {MAX_DEPTH} folders deep. Name a folder in it.")
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
@@ -59,25 +80,24 @@ def read_image(path: str) -> tuple[Pixels, bool]:
     Raises DataError if it is missing, no image, damaged, or too large to be decoded safely.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        warnings.simplefilter("ignore")  # Pillow's, of oddities; a bomb is found below
         return _decode(read_regular(path, MAX_BYTES, DataError), path)
 
 
 def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            kinds = (image.format or "", *(tile[0] for tile in getattr(image, "tile", ())))
+            _check_size(image.size, MAX_PIXELS // max(_COSTS.get(kind, 1) for kind in kinds))
+            if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+                raise DataError("A JPEG of so many scans is a trap. Save it anew.")
+            image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at half its size
             image.load()
-            upright = _upright(image)
-            if (
-                upright is image
-                and image.mode == "L"
-                and image.size == (SIDE, SIDE)
-                and not image.has_transparency_data
-            ):
+            turn = _turn(image)
+            if turn is None and image.mode == "L" and image.size == (SIDE, SIDE) and not image.has_transparency_data:
                 return np.asarray(image), False
-            return fit(upright), True
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            return fit(image, turn), True
+    except Image.DecompressionBombError as error:
         raise DataError(f"{path} has too many pixels. Scale it down first.") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -87,24 +107,50 @@ def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
         raise DataError(f"{path} is no image that can be read ({words}). Remove it.") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; itself if there is nothing to turn."""
+def _check_size(size: tuple[int, int], most: int = MAX_PIXELS) -> None:
+    width, height = size
+    if width * height > most or max(size) > MAX_SIDE:
+        raise DataError(f"A picture of {width}x{height} has too many pixels. Scale it down first.")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the picture upright, as its EXIF says; None if it is."""
     try:
-        turn = image.getexif().get(_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turn else image
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block, of whatever kind, is no reason to refuse the pixels
-        return image
+        return None
 
 
-def fit(image: Image.Image) -> Pixels:
+def fit(image: Image.Image, turn: Image.Transpose | None = None) -> Pixels:
     """Any picture as uint8 (28, 28).
 
-    Alpha is laid on black; then it is padded to a square with the border's median colour, made
-    grey, and scaled with an antialiasing filter. Raises DataError for what has no known range or
-    would make too large a square.
+    Alpha is laid on black; then it is turned, padded to a square with the border's median colour,
+    made grey, and scaled with an antialiasing filter. Raises DataError for what has no known range
+    or too many pixels.
     """
-    if max(image.size) ** 2 > MAX_PIXELS:
-        raise DataError(f"A picture of {image.width}x{image.height} is too long. Cut it first.")
+    _check_size(image.size)
+    image = _shrunk(image)
+    image = _to_square(image if turn is None else image.transpose(turn))
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    """The picture without alpha, in 8 bits; a large one averaged down, band by band to save memory."""
+    factor = max(image.size) // _LARGE
+    if factor < 2:
+        return _flat(image)
+    width, height = image.size
+    bands = []
+    for top in range(0, height, factor):
+        bands.append(_flat(image.crop((0, top, width, min(top + factor, height)))).reduce(factor))
+    small = Image.new(bands[0].mode, (bands[0].width, len(bands)))
+    for row, band in enumerate(bands):
+        small.paste(band, (0, row))
+    return small
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """The picture as grey or RGB of 8 bits, alpha laid on black."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -112,8 +158,7 @@ def fit(image: Image.Image) -> Pixels:
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, "black"), colour)
-    image = _to_square(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _to_square(image: Image.Image) -> Image.Image:
@@ -143,6 +188,8 @@ def fit_all(images: Pixels) -> Pixels:
     """Grey images of any one size as uint8 (N, 28, 28); those of 28x28 are returned as they are."""
     if images.shape[1:] == (SIDE, SIDE):
         return images
+    if min(images.shape[1:]) < MIN_SIDE:  # a thousand of them in a kilobyte, and a picture of nothing
+        raise DataError(f"Images of {images.shape[2]}x{images.shape[1]} are too small. Use larger ones.")
     return np.stack([fit(Image.fromarray(image)) for image in images])
 
 

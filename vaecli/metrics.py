@@ -11,7 +11,8 @@ from typing import Any
 from vaecli.errors import VaeError
 from vaecli.files import parse_json, read_record, read_regular, write_whole
 
-MAX_BYTES = 256 * 2**20  # about a million epochs
+MAX_EPOCHS = 25_000  # their history makes up to 7 MB, and a stranger's JSON takes 25 times its size in memory
+MAX_BYTES = 2**23  # of metrics.jsonl, and of what a weights or state file says of itself
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ class EpochRecord:
         return dataclasses.replace(self, seconds=None, images_per_second=None)
 
 
-def read_history(rows: Any, what: str, error: type[VaeError] = VaeError) -> list[EpochRecord]:
+def read_history(rows: Iterable[Any], what: str, error: type[VaeError] = VaeError) -> list[EpochRecord]:
     """The records in a list of JSON objects, epochs 1, 2, 3 ... in order. Raises `error` otherwise."""
-    if not isinstance(rows, list):
-        raise error(f"{what} is damaged: the history is no list. Restore it or make it anew.")
     records = [read_record(EpochRecord, row, what, error) for row in rows]
     if [record.epoch for record in records] != list(range(1, len(records) + 1)):
         raise error(f"{what} is damaged: its epochs are not 1, 2, 3 and so on. Restore it or make it anew.")
@@ -52,9 +51,8 @@ def read_history(rows: Any, what: str, error: type[VaeError] = VaeError) -> list
 
 def read_metrics(path: str) -> list[EpochRecord]:
     """The epochs of a run so far. Raises VaeError if the file is missing or damaged."""
-    lines = read_regular(path, MAX_BYTES).splitlines()
-    rows = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
-    return read_history(rows, path)
+    lines = enumerate(io.BytesIO(read_regular(path, MAX_BYTES)), 1)
+    return read_history((parse_json(line, f"{path}, line {number}") for number, line in lines), path)
 
 
 def write_metrics(path: str, records: Iterable[EpochRecord]) -> None:

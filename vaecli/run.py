@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from vaecli.errors import CheckpointError, VaeError
 from vaecli.files import parse_json, read_record, read_regular, reason, write_whole
+from vaecli.metrics import MAX_EPOCHS
 
 MAX_Z_DIM = 2**15  # the state of a larger model would not fit the size cap of a file, 4 GiB
 FORMAT = 1  # of config.json, the weights and the state file
@@ -44,7 +45,7 @@ class Settings:
         """Raise VaeError for values that no training can have, such as a config.json may hold."""
         sound = {
             "z_dim": 1 <= self.z_dim <= MAX_Z_DIM,
-            "epochs": self.epochs >= 1,
+            "epochs": 1 <= self.epochs <= MAX_EPOCHS,
             "batch_size": self.batch_size >= 1,
             "lr": 0 < self.lr < math.inf,
             "beta": 0 <= self.beta < math.inf,
