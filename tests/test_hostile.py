@@ -329,7 +329,7 @@ class Tally:
         began = time.perf_counter()
         try:
             reader.read(path)
-        except VaeError as error:
+        except VaeError:
             self.refused += 1
         except BaseException as error:
             error.add_note(f"the case: {what}")
