@@ -73,3 +73,28 @@ def test_a_data_set_survives_the_commands_that_use_it(ckpt: str, invoke: Invoke,
         assert result.exit_code == 1
         assert "also an input" in assert_one_line(result.stderr)
     assert Path("set.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_strangers_run_folder_leads_nowhere(trained: Trained, tmp_path: Path, invoke: Invoke, there: bool) -> None:
+    """Links in it to files of another kind are not written through, whether these exist or not."""
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    victim = tmp_path / ".bashrc"
+    if there:
+        victim.write_text("mine")
+    (folder / "scatter.png").symlink_to(victim)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").symlink_to(victim)
+    for command in (["scatter", folder], ["train", "--resume", "-e", "3", "-o", folder]):
+        result = invoke(*command)
+        assert result.exit_code == 1
+        assert "a link to" in assert_one_line(result.stderr)
+    assert victim.exists() == there
+    assert not there or victim.read_text() == "mine"
+
+
+def test_links_to_the_same_kind_of_file_are_followed(trained: Trained, tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "link.png").symlink_to("figure.png")
+    assert invoke("curves", trained.checkpoint, "-o", tmp_path / "link.png").exit_code == 0
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "figure.png").stat().st_size

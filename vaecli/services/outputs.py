@@ -16,7 +16,10 @@ def guard_output(output: str | BinaryIO, *sources: str) -> None:
 
     Derived files are replaced without asking, so what they may not replace is refused.
     """
-    if not isinstance(output, str) or not os.path.exists(output):
+    if not isinstance(output, str):
+        return
+    refuse_stray_link(output)
+    if not os.path.exists(output):
         return
     if is_run_file(output):
         raise VaeError(f"The output {output} is a file of a training run. Choose another -o.")
@@ -27,3 +30,15 @@ def guard_output(output: str | BinaryIO, *sources: str) -> None:
         inside = any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
         if inside or os.path.samefile(output, source):
             raise VaeError(f"The output {output} is also an input. Choose another -o.")
+
+
+def refuse_stray_link(output: str) -> None:
+    """Raise VaeError if a file to be written is a link to a file of another kind.
+
+    Links are followed, and a run folder may come from a stranger: its `scatter.png` could be a link
+    to one's `.bashrc`.
+    """
+    target = os.path.realpath(output)
+    if os.path.islink(output) and not output.startswith("/dev/"):
+        if os.path.splitext(target)[1].lower() != os.path.splitext(output)[1].lower():
+            raise VaeError(f"{output} is a link to {target}, a file of another kind. Remove it, or choose another -o.")

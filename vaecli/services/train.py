@@ -19,6 +19,7 @@ from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
 from vaecli.services import Observer
+from vaecli.services.outputs import refuse_stray_link
 from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
 from vaecli.sources import image_roots
 from vaecli.training import Trainer
@@ -49,6 +50,8 @@ def train(
     """
     observer = observer or Observer()
     present = run_files(folder)
+    for path in () if overwrite else present:  # a link that is in the way is removed, not followed
+        refuse_stray_link(path)
     if resume and present:
         settings = settings_of_run(folder, settings, typed)
     elif present and not overwrite:
