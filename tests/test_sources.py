@@ -311,7 +311,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_download_to_a_full_disk_is_one_error(index: Path, no_torchvision: None, small_disk: Path, left: int) -> None:
     """No page left for a folder, or just that one."""
     with contextlib.suppress(OSError):
-        for pages in range(100):  # noqa: B007
+        for pages in range(100):
             (small_disk / f"full{pages}").write_bytes(bytes(4096))
     for page in range(left):
         (small_disk / f"full{page}").unlink()

@@ -18,11 +18,11 @@ def guard_output(output: str | BinaryIO, *sources: str) -> None:
     """
     if not isinstance(output, str):
         return
+    if os.path.exists(output) and is_run_file(output):
+        raise VaeError(f"The output {output} is a file of a training run. Choose another -o.")
     refuse_stray_link(output)
     if not os.path.exists(output):
         return
-    if is_run_file(output):
-        raise VaeError(f"The output {output} is a file of a training run. Choose another -o.")
     target = Path(os.path.realpath(output))
     is_image = output.lower().endswith(SUFFIXES)
     for source in filter(os.path.exists, sources):
@@ -38,7 +38,8 @@ def refuse_stray_link(output: str) -> None:
     Links are followed, and a run folder may come from a stranger: its `scatter.png` could be a link
     to one's `.bashrc`.
     """
+    if not os.path.islink(output) or output.startswith("/dev/"):
+        return
     target = os.path.realpath(output)
-    if os.path.islink(output) and not output.startswith("/dev/"):
-        if os.path.splitext(target)[1].lower() != os.path.splitext(output)[1].lower():
-            raise VaeError(f"{output} is a link to {target}, a file of another kind. Remove it, or choose another -o.")
+    if os.path.splitext(target)[1].lower() != os.path.splitext(output)[1].lower():
+        raise VaeError(f"{output} is a link to {target}, a file of another kind. Remove it, or choose another -o.")
