@@ -1,18 +1,18 @@
 """Image files in and out: any picture to 28x28 grey, and digits to a grid."""
 
 import contextlib
-import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vaecli.errors import DataError
-from vaecli.files import read_regular
+from vaecli.files import open_regular
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -82,15 +82,18 @@ def read_image(path: str) -> tuple[Pixels, bool]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of oddities; a bomb is found below
-        return _decode(read_regular(path, MAX_BYTES, DataError), path)
+        with open_regular(path, DataError) as (stream, size):
+            if size > MAX_BYTES:
+                raise DataError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Scale the picture down first.")
+            return _decode(stream, path)
 
 
-def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
+def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(stream, formats=_FORMATS) as image:
             kinds = (image.format or "", *(tile[0] for tile in getattr(image, "tile", ())))
             _check_size(image.size, MAX_PIXELS // max(_COSTS.get(kind, 1) for kind in kinds))
-            if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+            if image.format in ("JPEG", "MPO") and _scans(stream) > MAX_SCANS:
                 raise DataError("A JPEG of so many scans is a trap. Save it anew.")
             image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at half its size
             with _libtiff_silenced() if image.format == "TIFF" else contextlib.nullcontext():
@@ -107,6 +110,14 @@ def _decode(data: bytes, path: str) -> tuple[Pixels, bool]:
     except Exception as error:
         words = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise DataError(f"{path} is no image that can be read ({words}). Remove it.") from error
+
+
+def _scans(jpeg: BinaryIO) -> int:
+    place = jpeg.tell()
+    jpeg.seek(0)
+    count = jpeg.read().count(b"\xff\xda")
+    jpeg.seek(place)
+    return count
 
 
 @contextlib.contextmanager
