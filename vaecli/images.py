@@ -24,8 +24,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".t
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_BYTES = 256 * 2**20  # of an image file
 MAX_PIXELS = 35_000_000  # A4 at 600 dpi; a picture takes 4 bytes a pixel while it is read
-# Formats and decoders for which a pixel costs more: WebP's takes twice the memory, and two are in Python.
-_COSTS = {"WEBP": 2, "bmp_rle": 20, "ppm_plain": 20}
+# Formats and decoders for which a pixel costs more or less: WebP's takes twice the memory, two are in
+# Python, and a JPEG, maybe from a telephone with 50 million, is decoded at a part of its size.
+_COSTS = {"WEBP": 2, "bmp_rle": 20, "ppm_plain": 20, "JPEG": 0.5, "MPO": 0.5, "jpeg": 0.5}
 MAX_SIDE = 2**16
 MAX_DEPTH = 100  # of folders in one another
 MAX_SCANS = 40  # of a progressive JPEG, which has ten or so; one of 60 bytes can pass over all pixels
@@ -92,7 +93,7 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
     try:
         with Image.open(stream, formats=_FORMATS) as image:
             kinds = (image.format or "", *(tile[0] for tile in getattr(image, "tile", ())))
-            _check_size(image.size, MAX_PIXELS // max(_COSTS.get(kind, 1) for kind in kinds))
+            _check_size(image.size, MAX_PIXELS / max(_COSTS.get(kind, 1) for kind in kinds))
             if image.format in ("JPEG", "MPO") and _scans(stream) > MAX_SCANS:
                 raise DataError("A JPEG of so many scans is a trap. Save it anew.")
             image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at half its size
@@ -137,7 +138,7 @@ def _libtiff_silenced() -> Iterator[None]:
         os.close(before)
 
 
-def _check_size(size: tuple[int, int], most: int = MAX_PIXELS) -> None:
+def _check_size(size: tuple[int, int], most: float = MAX_PIXELS) -> None:
     width, height = size
     if width * height > most or max(size) > MAX_SIDE:
         raise DataError(f"A picture of {width}x{height} has too many pixels. Scale it down first.")

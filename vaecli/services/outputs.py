@@ -38,8 +38,8 @@ def refuse_stray_link(output: str) -> None:
     Links are followed, and a run folder may come from a stranger: its `scatter.png` could be a link
     to one's `.bashrc`.
     """
-    if not os.path.islink(output) or output.startswith("/dev/"):
-        return
     target = os.path.realpath(output)
+    if not os.path.islink(output) or (os.path.exists(target) and not os.path.isfile(target)):
+        return  # a link to a device or a pipe is as good as that
     if os.path.splitext(target)[1].lower() != os.path.splitext(output)[1].lower():
         raise VaeError(f"{output} is a link to {target}, a file of another kind. Remove it, or choose another -o.")
