@@ -24,7 +24,7 @@ LAYERS = (
     {"services"},
     {"training"},
     {"engine", "data", "checkpoint", "codes", "plots.scatter", "plots.curves"},
-    {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots"},
+    {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent"},
     {"loss"},
     {"model"},
     {"files", "allocator", "layers", "threads"},

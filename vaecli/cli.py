@@ -178,6 +178,7 @@ def encode(
     output: options.TableOutput = "-",
     form: options.TableFormat = None,
     sample: options.WithSample = False,
+    invert: options.Invert = False,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     seed: options.Seed = None,
@@ -191,28 +192,34 @@ def encode(
     index,label,mean_0,...,logvar_0,... for a split or IDX files, path,label,... for image files and
     folders of them. Pictures of other sizes and colours are converted to 28x28 grey.
 
+    The INPUT - is a list of paths on stdin, one a line, or ended by NUL as 'find -print0' does.
+
     \b
     Examples:
       vae encode outputs/mnist-z2 | head -3
       vae encode outputs/mnist-z2 --split train -o codes.npz
-      vae encode outputs/mnist-z2 scans/ photo.jpg --format jsonl
+      vae encode outputs/mnist-z2 scans/ photo.jpg --invert --format jsonl
+      find scans/ -name '*.png' | sort | vae encode outputs/mnist-z2 - -o codes.csv
     """
     chosen = form or _format(output, ("csv", "jsonl", "npz", "safetensors"), "csv", "--format")
     if inputs and (unused := _typed(context) & {"split", "dataset"}):
         names = " and ".join(f"--{name}" for name in sorted(unused))
         raise UsageError(f"INPUT and {names} exclude each other. Name the images one way.")
+    if inputs and inputs.count("-") > 1:
+        raise UsageError("Standard input can be read once. Name - once.")
     if json and output == "-":
         raise UsageError("--json and the table would share stdout. Use --format jsonl, or -o FILE.")
     from vaecli.services.encode import encode as service
 
-    with console.observer(quiet, bars=output != "-") as observer:
+    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
         result = service(
             ckpt,
-            inputs or [],
+            [console.stdin() if name == "-" else name for name in inputs or []],
             output=_target(output),
             form=chosen,
             split=split,
             sample=sample,
+            invert=invert,
             seed=seed,
             dataset=dataset,
             data_dir=data_dir,
@@ -226,9 +233,13 @@ def encode(
 @console.border
 def sample(
     ckpt: options.Checkpoint,
-    source: options.From = "prior",
+    source: options.From = None,
     count: options.Count = None,
     pairs: options.Pairs = False,
+    temperature: options.Temperature = None,
+    like: options.Like = None,
+    dims: options.WalkDims = None,
+    indices: options.Indices = None,
     output: options.ImagesOutput = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
@@ -239,30 +250,49 @@ def sample(
 ) -> None:
     """Make images from the decoder.
 
-    The codes come from the prior, or from encoding the images of a split.
+    --from says which codes are decoded, and T is the temperature:
 
-    A .png is one grid; a .npz holds 'images', uint8 (N, 28, 28), which --dataset reads back. The
-    same command makes the same bytes.
+    \b
+      prior        z drawn from N(0, T^2)
+      train, test  images picked from that split, encoded, z drawn from their
+                   posteriors, deviation times T
+      grid         the manifold: z at the quantiles of N(0, T^2) over two
+                   dimensions, the others 0; -n is a square
+      traverse     a row a dimension, from -3 T to 3 T, the others 0
+      interpolate  straight lines through the codes (the means) of the test
+                   images --indices; no temperature
+      FILE or -    a csv or jsonl: its columns z_*, else mean_*; no temperature
+
+    A .png is one grid, a .npz holds 'images', uint8 (N, 28, 28), which --dataset reads back, and a
+    folder gets 00000.png and so on in place of those of an earlier command. The same command makes
+    the same bytes.
 
     \b
     Examples:
       vae sample outputs/mnist-z2
       vae sample outputs/mnist-z2 --from train --pairs -n 50
-      vae sample outputs/mnist-z2 -n 10000 -o generated.npz
+      vae sample outputs/mnist-z2 --like 7 --temperature 0.5 -o sevens.png
+      vae sample outputs/mnist-z2 --from grid -n 400 -o manifold.png
+      vae sample outputs/mnist-z2 --from interpolate --indices 3,8 -o walk.gif
+      vae encode outputs/mnist-z2 a.png | vae sample outputs/mnist-z2 --from -
     """
     output = output or _beside(ckpt, "samples.png")
-    form = _format(output, ("png", "npz"), "png", "-o")
+    form = _images_format(output)
     _check_json(json, output)
     from vaecli.services.sample import sample as service
 
-    with console.observer(quiet, bars=output != "-") as observer:
+    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
         result = service(
             ckpt,
             output=_target(output),
             form=form,
-            source=source,
+            source=console.stdin() if source == "-" else source,
             count=count,
             pairs=pairs,
+            temperature=temperature,
+            like=like,
+            dims=_integers(dims),
+            indices=_integers(indices),
             seed=seed,
             dataset=dataset,
             data_dir=data_dir,
@@ -385,6 +415,19 @@ def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> A
         return default  # a device, such as /dev/null, or a named pipe
     names = ", ".join(f".{name}" for name in known)
     raise UsageError(f"No format for '{output}': its suffix is none of {names}. Choose one of them with {remedy}.")
+
+
+def _images_format(output: str) -> Any:
+    """As `_format`; a folder is a path that ends in a slash, or one that is there and has no such suffix."""
+    known = ("png", "npz", "gif")
+    named = output.lower().endswith(tuple(f".{suffix}" for suffix in known))
+    if output.endswith("/") or (os.path.isdir(output) and not named):
+        return "folder"
+    return _format(output, known, "png", "-o, or a folder that ends in /")
+
+
+def _integers(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(map(int, text.split(",")))
 
 
 def _check_json(json: bool, output: str) -> None:

@@ -1,25 +1,34 @@
-"""Tables of codes, out to csv, jsonl, npz or safetensors.
+"""Tables of codes, out to csv, jsonl, npz or safetensors, and in again from csv or jsonl.
 
     index,label,mean_0,...,logvar_0,...[,z_0,...]     a row an image of a split or an IDX file
     path,label,mean_0,...                             a row an image file
 
-A label is an integer or empty. csv and jsonl are written block by block, so their memory does not
-grow with the number of images; the other two hold all codes, because their formats want sizes first.
+A label is an integer or empty. csv and jsonl are written and read block by block, so their memory
+does not grow with the number of images; the other two hold all codes, because their formats want
+sizes first.
 """
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from vaecli.errors import DataError
+from vaecli.files import parse_json, reason
+
 Format = Literal["csv", "jsonl", "npz", "safetensors"]
 
 NO_LABEL = -1  # in arrays, which cannot leave a label empty
+MAX_LINE = 2**24  # characters; the widest model's take a quarter of it
+_COLUMN = re.compile(r"(z|mean)_(0|[1-9][0-9]{0,8})")
+_TOO_LARGE = float.fromhex("0x1.ffffffp127")  # from here on a number rounds to float32's infinity
 
 Floats = npt.NDArray[np.float32]
 
@@ -106,3 +115,103 @@ def _write_arrays(stream: BinaryIO, form: Format, blocks: list[Codes], key: str,
 
         about = {"class_names": list(class_names)} | ({"path": keys} if key == "path" else {})
         stream.write(save(arrays, {"vae": json.dumps(about, sort_keys=True)}))
+
+
+def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Iterator[Floats]:
+    """The codes (B, Z) in a csv or jsonl table, B = `rows` at a time: its columns `z_*`, else `mean_*`.
+
+    That is what `write_codes` writes, or another program: the order of the columns and what else
+    there is do not matter. The stream is read to its end; memory stays that of a block.
+
+    Raises DataError, naming `name` and the line, for a table without those columns or of another
+    width than `z_dim`, for ragged rows, for values that are no finite float32, and for no rows.
+    """
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    try:
+        lines = _lines(text, name)
+        first = next((line for line in lines if line.strip()), "")
+        lines = itertools.chain([first], lines)
+        found = _jsonl_rows(lines, name, z_dim) if first.startswith("{") else _csv_rows(lines, name, z_dim)
+        empty = True
+        while block := list(itertools.islice(found, rows)):
+            empty = False
+            yield np.array(block, np.float32)
+        if empty:
+            raise DataError(f"There are no codes in {name}. Make some with 'vae encode'.")
+    except (csv.Error, OSError) as error:
+        words = reason(error) if isinstance(error, OSError) else str(error)
+        raise DataError(f"Cannot read codes from {name}: {words}. Give a csv or jsonl of 'vae encode'.") from error
+    finally:
+        text.detach()  # or it would close the stream, which is the caller's
+
+
+def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    while line := text.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise DataError(f"{name} has a line without end. Give a csv or jsonl of 'vae encode'.")
+        yield line
+
+
+def _csv_rows(lines: Iterator[str], name: str, z_dim: int) -> Iterator[list[float]]:
+    table = csv.reader(lines)
+    header = next(table, [])
+    places = _places(header, name, z_dim) if any(header) else []
+    for row in table:
+        if row:  # an empty line is none
+            where = f"{name}, line {table.line_num}"
+            if len(row) != len(header):
+                raise DataError(f"{where} has {len(row)} values under {len(header)} columns. Make the table anew.")
+            yield _code([row[place] for place in places], where)
+
+
+def _jsonl_rows(lines: Iterator[str], name: str, z_dim: int) -> Iterator[list[float]]:
+    keys: list[str] | None = None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        record = parse_json(line, where, DataError)
+        if not isinstance(record, dict):
+            raise DataError(f"{where} is no JSON object. Give one object a line, as 'vae encode' does.")
+        if keys is None:
+            columns = list(record)
+            keys = [columns[place] for place in _places(columns, name, z_dim)]
+            ours = {column for column in columns if _COLUMN.fullmatch(column)}
+        if ours != {column for column in record if _COLUMN.fullmatch(column)}:
+            raise DataError(f"{where} has other columns than the first line. Make the table anew.")
+        values = [record[key] for key in keys]
+        if not all(type(value) in (int, float) for value in values):
+            raise DataError(f"{where} has a code that is no number. Make the table anew.")
+        yield _code(values, where)
+
+
+def _places(columns: Sequence[str], name: str, z_dim: int) -> list[int]:
+    """Where the Z numbers of a code stand among the columns. Raises DataError."""
+    found: dict[str, dict[int, int]] = {"z": {}, "mean": {}}
+    for place, column in enumerate(columns):
+        if match := _COLUMN.fullmatch(column.strip()):
+            if int(match[2]) in found[match[1]]:
+                raise DataError(f"{name} has the column {column.strip()} twice. Remove one.")
+            found[match[1]][int(match[2])] = place
+    kind = "z" if found["z"] else "mean"
+    held = found[kind]
+    if not held:
+        raise DataError(f"{name} has no columns z_0 ... or mean_0 ... in its first line. Make it with 'vae encode'.")
+    missing = next((dim for dim in range(max(held)) if dim not in held), None)
+    if missing is not None:
+        raise DataError(f"{name} has no column {kind}_{missing}, but {kind}_{max(held)}. Make the table anew.")
+    if len(held) != z_dim:
+        raise DataError(
+            f"{name} has codes of {len(held)} dimensions, but the model's have {z_dim}. Encode with this checkpoint."
+        )
+    return [held[dim] for dim in range(z_dim)]
+
+
+def _code(values: Sequence[Any], where: str) -> list[float]:
+    try:
+        code = [float(value) for value in values]
+    except (ValueError, OverflowError):
+        code = [float("nan")]
+    if not all(abs(value) < _TOO_LARGE for value in code):
+        raise DataError(f"{where} has a code that is not finite, or no number. Make the table anew.")
+    return code

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -53,6 +54,22 @@ def stdout() -> BinaryIO:
     if sys.stdout is None:
         raise BrokenPipeError
     return sys.stdout.buffer
+
+
+def stdin() -> BinaryIO:
+    """stdin for bytes. Raises VaeError if the command was started without one."""
+    if sys.stdin is None:
+        raise VaeError("There is no standard input to read. Name a file instead of -.")
+    return sys.stdin.buffer
+
+
+def bars_fit(output: str) -> bool:
+    """Whether a live bar on stderr cannot run across the answer or another command's bar."""
+    if output != "-":
+        return True
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    return False
 
 
 def tell(text: str) -> None:
@@ -199,13 +216,13 @@ class _Lines(Observer):
     """A plain line for every loss and every epoch: for pipes, logs and CI."""
 
     def __init__(self) -> None:
-        self._what, self._images, self._done = "", 0, 0
+        self._what, self._images, self._done = "", 1, 0
 
     def note(self, text: str) -> None:
         tell(text)
 
-    def begin(self, what: str, images: int) -> None:
-        self._what, self._images, self._done = what, images, 0
+    def begin(self, what: str, images: int | None) -> None:
+        self._what, self._images, self._done = what, images or 1, 0
 
     def advance(self, images: int, loss: float | None = None) -> None:
         self._done += images
@@ -239,7 +256,7 @@ class _Bars(Observer):
         with contextlib.suppress(OSError):  # a terminal that has gone is no reason to stop
             self._progress.console.print(_printable(text), soft_wrap=True)
 
-    def begin(self, what: str, images: int) -> None:
+    def begin(self, what: str, images: int | None) -> None:
         with contextlib.suppress(OSError):
             self._progress.reset(self._task, total=images, description=what, visible=True, loss="")
             self._progress.start()

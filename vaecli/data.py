@@ -47,6 +47,19 @@ class Split:
         rows = torch.randperm(len(self.images), generator=generator(seed, "images"))[:count]
         return Split(self.images[rows], None if self.labels is None else self.labels[rows], self.class_names)
 
+    def only(self, label: str, where: str) -> "Split":
+        """The images of one class, given by its name in any case, or its number. Raises DataError if there are none."""
+        if self.labels is None:
+            raise DataError(f"The images of {where} have no labels to choose by. Leave out --like.")
+        names = [name.casefold() for name in self.class_names]
+        number = int(label) if label.isascii() and label.isdigit() and len(label) < 10 else -1
+        wanted = names.index(label.casefold()) if label.casefold() in names else number
+        rows = torch.nonzero(self.labels == wanted).flatten()
+        if not len(rows):
+            known = ", ".join(self.class_names[:30])
+            raise DataError(f"No images of {where} have the label '{label}'. The labels are {known}.")
+        return Split(self.images[rows], self.labels[rows], self.class_names)
+
     def sha256(self) -> str:
         """A digest over shape, pixels and labels."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())

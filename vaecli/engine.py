@@ -87,10 +87,13 @@ def _posterior_noise(seed: int, block: int, count: int, z_dim: int) -> Tensor:
     return noise(seed, "posterior", block, z_dim)[:count]
 
 
-def sample_posterior(posterior: Gaussian, seed: int, block: int) -> Tensor:
-    """z (B, Z) of one block of images: those whose loss `evaluate` measures. Raises VaeError if not finite."""
+def sample_posterior(posterior: Gaussian, seed: int, block: int, temperature: float = 1.0) -> Tensor:
+    """z (B, Z) of one block of images: those whose loss `evaluate` measures. Raises VaeError if not finite.
+
+    `temperature` scales the standard deviation: 0 is the mean.
+    """
     mean = posterior.mean
-    z = posterior.sample(_posterior_noise(seed, block, *mean.shape).to(mean.device))
+    z = posterior.sample(_posterior_noise(seed, block, *mean.shape).to(mean.device) * temperature)
     require_finite([z], "codes")
     return z
 

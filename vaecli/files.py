@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import types
 import typing
@@ -93,6 +94,50 @@ def open_output(output: str | BinaryIO) -> Iterator[BinaryIO]:
         raise
     except OSError as error:
         raise VaeError(f"Cannot write to standard output: {reason(error)}. Write to a file with -o.") from error
+
+
+@contextlib.contextmanager
+def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callable[[str, bytes], None]]:
+    """Yields `put(name, data)`; the files appear in the folder when the block ends well, and not at all otherwise.
+
+    Those that an earlier block put there, which `is_ours(path)` knows, are replaced by the new ones
+    all together; other files stay. Raises VaeError where the system refuses, or for a name that is
+    taken by another's file.
+    """
+    target = Path(os.path.realpath(folder))
+    work = target / f".vae-{secrets.token_hex(8)}.tmp"
+    made = not target.exists()
+    names: list[str] = []
+
+    def put(name: str, data: bytes) -> None:
+        if os.path.lexists(target / name) and not is_ours(str(target / name)):
+            raise VaeError(f"{os.path.join(folder, name)} is there, and not made by this command. Use another folder.")
+        names.append(name)
+        (work / name).write_bytes(data)
+
+    try:
+        try:
+            work.mkdir(parents=True)
+            yield put
+            earlier = {name for name in os.listdir(target) if is_ours(str(target / name))}
+            for name in names:  # all at the end: one by one as they are written takes 15 ms a file
+                with open(work / name, "rb") as stream:
+                    os.fsync(stream.fileno())
+            for name in names:
+                os.replace(work / name, target / name)
+            for name in earlier.difference(names):
+                (target / name).unlink()
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if made:
+                with contextlib.suppress(OSError):  # it holds the files now
+                    target.rmdir()
+        _sync_folder(target)
+    except OSError as error:
+        raise VaeError(
+            f"Cannot write into {folder}: {reason(error)}. "
+            "Free some space, fix the permissions or choose another place."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,9 +9,9 @@ import typer
 SplitName = Literal["train", "test"]
 Precision = Literal["auto", "fp32", "bf16"]
 CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
-Source = Literal["prior", "train", "test"]
 Metric = Literal["loss", "reconstruction", "kl"]
 
+_WALKS = ("grid", "traverse", "interpolate")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?|mps")
 
 
@@ -27,6 +27,10 @@ def _not_negative(value: float) -> float:
     return value
 
 
+def _temperature(value: float | None) -> float | None:
+    return value if value is None else _not_negative(value)
+
+
 def _device(value: str) -> str:
     if not _DEVICE.fullmatch(value):
         raise typer.BadParameter(f"'{value}' is not one of auto, cpu, cuda, cuda:N, mps.")
@@ -37,6 +41,16 @@ def _dims(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"[0-9]{1,9},[0-9]{1,9}", value):
         raise typer.BadParameter(f"'{value}' is not two dimensions such as 0,3.")
     return value
+
+
+def _integers(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", value):
+        raise typer.BadParameter(f"'{value}' is not a list of numbers such as 0,3.")
+    return value
+
+
+def _sources(incomplete: str) -> list[str]:
+    return [name for name in ("prior", *_WALKS, "train", "test") if name.startswith(incomplete)]
 
 
 def _output(value: str | None) -> str | None:
@@ -125,7 +139,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Try one batch of each s
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="INPUT", show_default=False, help="Image files, folders of them, or IDX files; else a split."
+        metavar="INPUT",
+        show_default=False,
+        help="Image files, folders of them, or IDX files; - reads their paths from stdin. Without any, a split.",
     ),
 ]
 TableOutput = Annotated[
@@ -136,15 +152,60 @@ TableFormat = Annotated[
     typer.Option("--format", show_default="by the output's suffix; csv on stdout", help="Of the table."),
 ]
 WithSample = Annotated[bool, typer.Option("--sample", help="Add z_*: one draw from each posterior.")]
+Invert = Annotated[bool, typer.Option("--invert", help="Swap black and white, for dark ink on light paper.")]
 From = Annotated[
-    Source, typer.Option("--from", help="z from the prior, or from that split's images, encoded and sampled.")
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="SOURCE",
+        autocompletion=_sources,
+        show_default="prior; with --like, train",
+        help="Where the codes come from: prior, train, test, grid, traverse, interpolate, FILE or - (see above).",
+    ),
 ]
 Count = Annotated[
     int | None,
-    typer.Option("-n", min=1, show_default="100, or all of a smaller split", help="How many images."),
+    typer.Option(
+        "-n",
+        metavar="N",
+        min=1,
+        show_default="100, or all of a smaller split; traverse: 10 a row; FILE: every row",
+        help="How many images.",
+    ),
 ]
-Pairs = Annotated[bool, typer.Option("--pairs", help="Originals beside their reconstructions.")]
-ImagesOutput = Annotated[str | None, _file("<run>/samples.png", ".png or .npz")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Of train or test: originals beside their reconstructions.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        callback=_temperature,
+        show_default="1",
+        help="Scales z's standard deviation; 0 decodes means.",
+    ),
+]
+Like = Annotated[
+    str | None,
+    typer.Option("--like", metavar="LABEL", help="Of train or test: only images of this class, a name or a number."),
+]
+WalkDims = Annotated[
+    str | None,
+    typer.Option(
+        "--dims",
+        metavar="I,J",
+        callback=_integers,
+        show_default="grid: 0,1; traverse: all",
+        help="Dimensions to vary.",
+    ),
+]
+Indices = Annotated[
+    str | None,
+    typer.Option("--indices", metavar="I,J[,...]", callback=_integers, help="Of interpolate: the test images."),
+]
+ImagesOutput = Annotated[
+    str | None,
+    _file("<run>/samples.png", ".png, .npz, .gif (traverse, interpolate, FILE), or a folder/ for a .png each"),
+]
 ScatterOutput = Annotated[str | None, _file("<run>/scatter.png", ".png, .svg or .pdf")]
 CurvesOutput = Annotated[
     str | None, _file("<run>/curves.png; of several, ./curves.png", ".png, .svg, .pdf, or .csv for the numbers")

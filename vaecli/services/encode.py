@@ -14,11 +14,21 @@ from vaecli.codes import Codes, Format, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output
 from vaecli.idx import IdxFile, is_idx
-from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
+from vaecli.images import (
+    SIDE,
+    Pixels,
+    background_note,
+    bright_backgrounds,
+    conversion_note,
+    fit_all,
+    list_images,
+    read_images,
+)
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
-from vaecli.services.inputs import Opened, open_checkpoint, open_split
+from vaecli.services.inputs import Opened, open_checkpoint, open_split, read_paths
 from vaecli.services.outputs import guard_output
+from vaecli.sources import image_roots
 
 # Images and what the table says of them: (uint8 images (B, 28, 28), keys, labels).
 _Block = tuple[Tensor, list[int] | list[str], list[int | None]]
@@ -33,12 +43,13 @@ class Encoded:
 
 def encode(
     checkpoint: str,
-    inputs: Sequence[str],
+    inputs: Sequence[str | BinaryIO],
     *,
     output: str | BinaryIO,
     form: Format,
     split: data.SplitName = "test",
     sample: bool = False,
+    invert: bool = False,
     seed: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
@@ -49,19 +60,24 @@ def encode(
 
     Without `inputs` the images are those of a split, with its labels. Inputs are image files and
     folders of them (the key is the path; a subfolder that is named like a class of the checkpoint
-    gives the label), or IDX files of images (the key counts on through all of them, no labels).
+    gives the label), or IDX files of images (the key counts on through all of them, no labels). An
+    open stream among them stands for the paths in it. With `invert` black and white are swapped;
+    the observer hears of pictures with a bright background.
 
     Raises CheckpointError, DataError, or VaeError if the output cannot be written.
     """
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
-    guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *inputs)
-    if not inputs:
+    paths = [path for each in inputs for path in ([each] if isinstance(each, str) else read_paths(each))]
+    guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *paths)
+    if not paths:
         found = open_split(opened, dataset, split, data_dir, observer)
         key, names, count, blocks = "index", found.class_names, len(found.images), _split_blocks(found)
     else:
         names = opened.metadata.class_names
-        key, count, blocks = _input_blocks(inputs, names, observer.note)
+        key, count, blocks = _input_blocks(paths, names, observer.note)
+    foreign = paths or (dataset and image_roots(dataset))
+    blocks = _with_background(blocks, invert, observer.note if foreign else lambda text: None)
     if not count:
         raise DataError("There are no images to encode. Name files that hold some.")
     observer.begin("encode", count)
@@ -78,6 +94,22 @@ def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer:
         tables = list(posterior) if seed is None else [*posterior, engine.sample_posterior(posterior, seed, number)]
         yield Codes(keys, labels, *(table.cpu().numpy() for table in tables))
         observer.advance(len(images))
+
+
+def _with_background(blocks: Iterator[_Block], invert: bool, note: Callable[[str], None]) -> Iterator[_Block]:
+    """The images, inverted or not; at their end `note` hears of those with a bright background."""
+    bright = count = 0
+    for images, keys, labels in blocks:
+        images = 255 - images if invert else images
+        bright, count = bright + bright_backgrounds(images.numpy()), count + len(images)
+        yield images, keys, labels
+    remedy = (
+        "They are so after --invert: encode them without it."
+        if invert
+        else ("If the model was trained on white on black, as MNIST is, use --invert.")
+    )
+    if bright:
+        note(background_note(bright, count, remedy))
 
 
 def _split_blocks(split: data.Split) -> Iterator[_Block]:

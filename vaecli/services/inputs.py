@@ -1,14 +1,20 @@
 """What most commands begin with: a checkpoint on a device, and a split of a data set."""
 
+import os
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import torch
 
 from vaecli import checkpoint, data, engine
+from vaecli.errors import DataError
+from vaecli.files import reason
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
 from vaecli.runtime import be_exact, choose_device
 from vaecli.services import Observer
+
+MAX_LISTING = 2**28  # bytes of a list of paths
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,20 @@ class Opened:
     def seed(self, chosen: int | None) -> int:
         """The seed chosen by the user, else the checkpoint's."""
         return self.metadata.training.seed if chosen is None else chosen
+
+
+def read_paths(listing: BinaryIO) -> list[str]:
+    """The paths in a list, one a line, or if it has NULs, one before each. Raises DataError if there are none."""
+    try:
+        data = listing.read(MAX_LISTING + 1)
+    except OSError as error:
+        raise DataError(f"Cannot read the list of paths: {reason(error)}. Name the images as arguments.") from error
+    if len(data) > MAX_LISTING:
+        raise DataError(f"The list of paths has more than {MAX_LISTING:,} bytes. Give it in parts.")
+    paths = [os.fsdecode(path) for path in data.split(b"\0" if b"\0" in data else b"\n") if path]
+    if not paths:
+        raise DataError("The list of paths on standard input is empty. Send one path a line, as find and ls do.")
+    return paths
 
 
 def open_checkpoint(path: str, device: str) -> Opened:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 from vaecli.errors import VaeError
 from vaecli.idx import is_idx
 from vaecli.images import SUFFIXES
-from vaecli.run import is_run_file
+from vaecli.run import CONFIG, is_run_file
 from vaecli.sources import image_roots
 
 
@@ -43,3 +43,14 @@ def refuse_stray_link(output: str) -> None:
         return  # a link to a device or a pipe is as good as that
     if os.path.splitext(target)[1].lower() != os.path.splitext(output)[1].lower():
         raise VaeError(f"{output} is a link to {target}, a file of another kind. Remove it, or choose another -o.")
+
+
+def guard_folder(output: str | BinaryIO, *sources: str) -> None:
+    """Raise VaeError if the folder `output` is a run's, or lies where its pictures would become data of `sources`."""
+    if not isinstance(output, str):
+        return
+    if os.path.exists(os.path.join(output, CONFIG)):
+        raise VaeError(f"{output} is a run folder. Name a file or a folder in it with -o.")
+    for root in (root for source in sources for root in image_roots(source)):
+        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(root)):
+            raise VaeError(f"The output {output} lies inside the data set {root}. Choose another -o.")

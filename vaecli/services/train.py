@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata, Training
 from vaecli.errors import DivergedError, Interrupted, VaeError
 from vaecli.files import reason
+from vaecli.images import background_note, bright_backgrounds
 from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, run_files, write_config
@@ -70,6 +71,7 @@ def train(
     train_split, test_split = (
         data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
     )
+    _note_background(settings.dataset, [train_split, test_split], observer)
     with memory_errors(device):
         run = _Run(folder, settings, device, train_split, test_split, observer)
         if continuing:
@@ -249,6 +251,13 @@ def _refuse_inside(folder: str, dataset: str) -> None:
     for root in image_roots(dataset):
         if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
             raise VaeError(f"The run folder {folder} lies inside the data set {root}. Choose another -o.")
+
+
+def _note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
+    """Pictures of one's own are trained on as they are, also where scans were meant to be white on black."""
+    if image_roots(dataset) and (bright := sum(bright_backgrounds(split.images.numpy()) for split in splits)):
+        remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
+        observer.note(background_note(bright, sum(len(split.images) for split in splits), remedy))
 
 
 def _remove(files: list[str]) -> None:

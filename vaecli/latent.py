@@ -1,0 +1,62 @@
+"""Walks through the latent space: the manifold, traversals and interpolations, as codes to decode.
+
+All are float32 (N, Z), row by row as the pictures will stand: the manifold's rows from the top down.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vaecli.errors import VaeError
+
+REACH = 3.0  # standard deviations on either side that a traversal covers
+
+
+def quantiles(count: int) -> Tensor:
+    """z (count,) that cut a standard Gaussian into equal shares, each at the middle of its share."""
+    shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return torch.erfinv(2 * shares - 1).mul(math.sqrt(2)).float()
+
+
+def manifold(count: int, z_dim: int, dims: Sequence[int]) -> Tensor:
+    """Codes (count, Z) at the Gaussian's quantiles over one or two dimensions, the others 0.
+
+    Over two they are a square, `dims[0]` from left to right and `dims[1]` from the bottom to the
+    top, as in a scatter (Kingma & Welling 2013, appendix A). Raises VaeError if `count` is no square.
+    """
+    z = torch.zeros(count, z_dim)
+    if len(dims) == 1:
+        z[:, dims[0]] = quantiles(count)
+        return z
+    side = math.isqrt(count)
+    if side * side != count:
+        raise VaeError(f"A grid is a square, which -n {count:,} is not. Use {side**2:,} or {(side + 1) ** 2:,}.")
+    across = quantiles(side)
+    z[:, dims[0]] = across.repeat(side)
+    z[:, dims[1]] = across.flip(0).repeat_interleave(side)
+    return z
+
+
+def traversal(count: int, z_dim: int, dims: Sequence[int]) -> Tensor:
+    """Codes (count, Z), a row of equal steps from -3 to 3 for each of `dims`, the others 0.
+
+    Raises VaeError if `count` is no multiple of the number of rows.
+    """
+    steps, rest = divmod(count, len(dims))
+    if rest:
+        fewer = max(1, steps) * len(dims)
+        raise VaeError(f"-n {count:,} images do not fill {len(dims)} rows, one a dimension. Use {fewer:,}.")
+    z = torch.zeros(len(dims), steps, z_dim)
+    for row, dim in enumerate(dims):
+        z[row, :, dim] = torch.linspace(-REACH, REACH, steps) if steps > 1 else 0.0
+    return z.flatten(0, 1)
+
+
+def interpolation(count: int, stops: Tensor) -> Tensor:
+    """Codes (count, Z) in equal steps along the straight lines from each of `stops` (K, Z) to the next."""
+    places = torch.linspace(0, len(stops) - 1, count, dtype=torch.float64)
+    begin = places.floor().long().clamp(max=len(stops) - 2)
+    share = (places - begin).float()[:, None]  # (count, 1)
+    return torch.lerp(stops[begin], stops[begin + 1], share)
