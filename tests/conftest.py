@@ -1,6 +1,7 @@
 """Shared by the tests: a few hundred real MNIST digits, a small trained run, and the command itself."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def ckpt(trained: Trained) -> str:
     """The run's last weights file."""
     return trained.checkpoint
+
+
+@pytest.fixture
+def run_copy(trained: Trained, tmp_path: Path) -> Path:
+    """The trained run, to write into."""
+    return shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
 
 
 @pytest.fixture

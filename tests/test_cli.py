@@ -24,16 +24,9 @@ import vaecli
 from vaecli import checkpoint, data, engine
 from vaecli.cli import main
 from vaecli.runtime import noise
-from vaecli.services.resume import Trained
 
 COMMANDS = ["train", "test", "encode", "sample", "scatter", "curves"]
 TRAIN = ["train", "-d", str(DIGITS), "-e", "1", "-b", "100", "--precision", "fp32", "--device", "cpu"]
-
-
-@pytest.fixture
-def run_copy(trained: Trained, tmp_path: Path) -> Path:
-    """The trained run, to write into."""
-    return shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
 
 
 # Help and usage

@@ -1,9 +1,10 @@
-"""Tables of codes: exact numbers in four formats."""
+"""Tables of codes: exact numbers out in four formats, and in again from two."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis.extra import numpy as nps
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from vaecli.codes import Codes, Floats, Format, write_codes
+from vaecli.codes import Codes, Floats, Format, read_codes, write_codes
+from vaecli.errors import DataError
 
 FINITE = nps.arrays(np.float32, (3, 2), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
@@ -93,3 +95,86 @@ def test_text_is_written_before_the_next_block_is_asked_for(form: Format) -> Non
 
     write_codes(stream, form, blocks(), "index", ())
     assert sizes == sorted(set(sizes))
+
+
+def read(content: bytes, z_dim: int = 2, rows: int = 2) -> list[Floats]:
+    return list(read_codes(io.BytesIO(content), "codes", z_dim, rows))
+
+
+@settings(deadline=None)
+@given(FINITE, st.sampled_from(["csv", "jsonl"]), st.booleans())
+def test_codes_come_back_as_they_went(numbers: Floats, form: Format, sampled: bool) -> None:
+    codes = Codes(["a,b", "line\nbreak", '"'], [1, None, 0], numbers, -numbers, -numbers if sampled else None)
+    blocks = read(table(form, [codes], key="path"))
+    assert [len(block) for block in blocks] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(blocks), codes.mean if codes.z is None else codes.z)
+
+
+def test_columns_are_found_by_name() -> None:
+    expected = [[1.0, 2.0]]
+    for content in (
+        b"z_1,z_0\n2,1\n",
+        b"mean_0,z_1,mean_1,z_0\n8,2,9,1\n",
+        b"\xef\xbb\xbfz_0,z_1,note\r\n1,2,\xff\r\n\r\n",  # as a spreadsheet saves it
+        b'\n{"z_1": 2, "path": "x", "z_0": 1.0}\n\n',
+        b'{"z_0": 1, "z_1": 2, "label": null}\n',
+    ):
+        np.testing.assert_array_equal(np.concatenate(read(content)), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no codes"),
+        (b"\n\n", "no codes"),
+        (b"z_0,z_1\n", "no codes"),
+        (b"1.5,2.5\n1,2\n", "no columns z_0"),
+        (b"logvar_0,label\n1,2\n", "no columns z_0"),
+        (b"PK\x03\x04\0\0\xff", "no columns z_0"),
+        (b"z_0\n1\n", "1 dimensions, but the model's have 2"),
+        (b"mean_0,mean_1,mean_2\n1,2,3\n", "3 dimensions"),
+        (b"z_0,z_2\n1,2\n", "no column z_1"),
+        (b"z_0,z_0,z_1\n1,2,3\n", "z_0 twice"),
+        (b"z_0,z_1\n1,2\n1\n", "line 3 has 1 values"),
+        (b"z_0,z_1\n1,2,3\n", "line 2 has 3 values"),
+        (b"z_0,z_1\n1,nan\n", "line 2 has a code"),
+        (b"z_0,z_1\n1,-inf\n", "line 2 has a code"),
+        (b"z_0,z_1\n1,1e39\n", "line 2 has a code"),
+        (b"z_0,z_1\n1,\n", "line 2 has a code"),
+        (b"z_0,z_1\n1,two\n", "line 2 has a code"),
+        (b'z_0,z_1\n1,"' + b"2" * 200_000 + b'"\n', "field larger"),
+        (b'{"z_0": 1, "z_1": NaN}\n', "NaN is no number"),
+        (b'{"z_0": 1, "z_1": 1' + b"0" * 400 + b"}\n", "line 1 has a code"),
+        (b'{"z_0": 1, "z_1": null}\n', "line 1 has a code"),
+        (b'{"z_0": 1, "z_1": true}\n', "line 1 has a code"),
+        (b'{"z_0": 1, "z_1": 2}\n{"z_0": 1}\n', "line 2 has other columns"),
+        (b'{"z_0": 1, "z_1": 2}\n{"z_0": 1, "z_1": 2, "z_2": 3}\n', "line 2 has other columns"),
+        (b'{"z_0": 1, "z_1": 2}\n[1, 2]\n', "line 2 is no JSON object"),
+        (b'{"z_0": 1, "z_1": 2\n', "line 1 is damaged"),
+    ],
+)
+def test_what_is_no_table_of_codes_is_refused(content: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read(content)
+
+
+def test_a_line_without_end_takes_no_memory() -> None:
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            buffer[:] = b"0" * len(buffer)
+            return len(buffer)
+
+    with pytest.raises(DataError, match="line without end"):
+        list(read_codes(io.BufferedReader(Endless()), "codes", 2, 1000))
+
+
+def test_the_stream_stays_open_and_blocks_come_as_they_are_read() -> None:
+    stream = io.BytesIO(b"z_0\n" + b"1\n" * 100_000)
+    blocks = read_codes(stream, "codes", 1, 1000)
+    assert len(next(blocks)) == 1000
+    assert stream.tell() < 50_000
+    assert sum(map(len, blocks)) == 99_000
+    assert stream.read() == b""

@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -117,7 +117,7 @@ def _write_arrays(stream: BinaryIO, form: Format, blocks: list[Codes], key: str,
         stream.write(save(arrays, {"vae": json.dumps(about, sort_keys=True)}))
 
 
-def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Iterator[Floats]:
+def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Generator[Floats, None, None]:
     """The codes (B, Z) in a csv or jsonl table, B = `rows` at a time: its columns `z_*`, else `mean_*`.
 
     That is what `write_codes` writes, or another program: the order of the columns and what else

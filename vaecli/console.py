@@ -221,7 +221,7 @@ class _Lines(Observer):
     def note(self, text: str) -> None:
         tell(text)
 
-    def begin(self, what: str, images: int | None) -> None:
+    def begin(self, what: str, images: int) -> None:
         self._what, self._images, self._done = what, images or 1, 0
 
     def advance(self, images: int, loss: float | None = None) -> None:
@@ -256,9 +256,9 @@ class _Bars(Observer):
         with contextlib.suppress(OSError):  # a terminal that has gone is no reason to stop
             self._progress.console.print(_printable(text), soft_wrap=True)
 
-    def begin(self, what: str, images: int | None) -> None:
+    def begin(self, what: str, images: int) -> None:
         with contextlib.suppress(OSError):
-            self._progress.reset(self._task, total=images, description=what, visible=True, loss="")
+            self._progress.reset(self._task, total=images or None, description=what, visible=True, loss="")
             self._progress.start()
 
     def advance(self, images: int, loss: float | None = None) -> None:

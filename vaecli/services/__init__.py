@@ -12,8 +12,8 @@ class Observer:
     def note(self, text: str) -> None:
         """Something that a person should know, one sentence."""
 
-    def begin(self, what: str, images: int | None) -> None:
-        """A pass over `images` images begins; None: nobody knows yet over how many."""
+    def begin(self, what: str, images: int) -> None:
+        """A pass over `images` images begins; 0: nobody knows yet over how many."""
 
     def advance(self, images: int, loss: float | None = None) -> None:
         """So many more images are done; `loss` (nats per image) of a training batch now and then."""

@@ -121,9 +121,9 @@ def sample(
             plan = _walk(opened, source, count, dims, temperature, MOST[form])
         else:
             stream, table = _open_codes(source, files)
-            codes = read_codes(stream, table, opened.model.z_dim, NOISE_BLOCK)
+            codes = files.enter_context(contextlib.closing(read_codes(stream, table, opened.model.z_dim, NOISE_BLOCK)))
             plan = _Plan(_first(map(torch.from_numpy, codes), table, count, form), count)
-        observer.begin("sample", plan.count)
+        observer.begin("sample", plan.count or 0)
         write_pictures(
             output,
             form,

@@ -1,0 +1,411 @@
+"""`vae sample` and `vae encode` as pipelines: codes out, codes in, every source and every kind of output."""
+
+import io
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from conftest import DIGITS, TINY, Invoke, assert_one_line
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import vaecli
+from vaecli import data, engine, latent
+from vaecli.cli import app, main
+from vaecli.errors import DataError
+from vaecli.images import grid
+from vaecli.run import Settings
+from vaecli.runtime import noise
+from vaecli.services.train import train
+
+CPU = torch.device("cpu")
+Pixels = npt.NDArray[np.uint8]
+
+
+def fed(stdin: bytes, *args: object) -> Result:
+    """The command in this process, with something on stdin."""
+    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
+
+
+def decoded(ckpt: str, z: torch.Tensor) -> Pixels:
+    """What decoding these codes directly gives."""
+    pixels: Pixels = engine.decode(engine.prepare(vaecli.load_model(ckpt), CPU), z).numpy()
+    return pixels
+
+
+def images_of(path: str = "a.npz") -> Pixels:
+    with np.load(path) as archive:
+        pixels: Pixels = archive["images"]
+        return pixels
+
+
+def failure(result: Result) -> str:
+    assert (result.exit_code, result.stdout) == (1, "")
+    return assert_one_line(result.stderr)
+
+
+# Codes through the shell
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_encode_into_sample_gives_exactly_the_images_of_those_codes(
+    ckpt: str, invoke: Invoke, digits: data.Split, form: str
+) -> None:
+    table = invoke("encode", ckpt, "--split", "train", "--sample", "--format", form).stdout_bytes
+    assert fed(table, "sample", ckpt, "--from", "-", "-o", "a.npz", "-q").stdout == "a.npz\n"
+    model = engine.prepare(vaecli.load_model(ckpt), CPU)
+    images = data.load(str(DIGITS), "train", None, print).images
+    z = engine.sample_posterior(engine.encode(model, images, CPU), 0, 0)
+    np.testing.assert_array_equal(images_of(), engine.decode(model, z).numpy())
+
+
+def test_without_draws_the_means_are_decoded_from_a_file_or_a_pipe(
+    ckpt: str, invoke: Invoke, digits: data.Split
+) -> None:
+    invoke("encode", ckpt, "-o", "codes.csv", "-q")
+    model = engine.prepare(vaecli.load_model(ckpt), CPU)
+    expected = engine.decode(model, engine.encode(model, digits.images, CPU).mean).numpy()
+    invoke("sample", ckpt, "--from", "codes.csv", "-o", "a.npz")
+    np.testing.assert_array_equal(images_of(), expected)
+    invoke("sample", ckpt, "--from", "codes.csv", "-o", "a.npz", "-n", "20")
+    np.testing.assert_array_equal(images_of(), expected[:20])
+    reader, writer = os.pipe()
+    os.write(writer, Path("codes.csv").read_bytes())
+    os.close(writer)
+    invoke("sample", ckpt, "--from", f"/dev/fd/{reader}", "-o", "b.npz", "-n", "20")
+    assert os.read(reader, 1) == b""  # read to its end, or a writer under pipefail would fail
+    os.close(reader)
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
+
+
+def test_many_codes_are_decoded_in_blocks(ckpt: str, invoke: Invoke) -> None:
+    z = torch.cat([noise(0, "prior", block, 2) for block in range(2)])[:1_030]
+    table = "z_0,z_1\n" + "".join(f"{a:.9g},{b:.9g}\n" for a, b in z.tolist())
+    fed(table.encode(), "sample", ckpt, "--from", "-", "-o", "a.npz")
+    invoke("sample", ckpt, "-n", "1030", "-o", "b.npz")
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (b"", "There are no codes in standard input"),
+        (b"z_0\n1\n", "codes of 1 dimensions, but the model's have 2"),
+        (b"z_0,z_1,z_2\n1,2,3\n", "codes of 3 dimensions"),
+        (b"index,label\n0,7\n", "no columns z_0"),
+        (b"z_0,z_1\n1,2\nnan,2\n", "standard input, line 3"),
+        (b"z_0,z_1\n1,2\n3\n", "standard input, line 3"),
+    ],
+)
+def test_codes_that_do_not_fit_are_one_line(ckpt: str, table: bytes, words: str) -> None:
+    assert words in failure(fed(table, "sample", ckpt, "--from", "-", "-o", "a.png"))
+    assert os.listdir() == []
+
+
+def test_too_many_codes_for_one_output_are_refused(ckpt: str) -> None:
+    table = b"z_0,z_1\n" + b"1,2\n" * 1_001
+    line = failure(fed(table, "sample", ckpt, "--from", "-", "-o", "a.gif"))
+    assert "standard input has more codes than one output takes. A .gif takes at most 1,000 images" in line
+    assert os.listdir() == []
+
+
+def test_what_is_no_file_of_codes_is_named(ckpt: str, invoke: Invoke) -> None:
+    Path("folder").mkdir()
+    for name, words in (("gird", "There is no file 'gird'"), ("folder", "Is a directory"), ("", "There is no file ''")):
+        assert words in failure(invoke("sample", ckpt, "--from", name, "-o", "a.png"))
+    Path("codes.csv").write_text("z_0,z_1\n1,2\n")
+    assert "fewer than -n 2" in failure(invoke("sample", ckpt, "--from", "codes.csv", "-n", "2", "-o", "a.npz"))
+    Path("link.png").symlink_to("codes.csv")
+    assert "also an input" in failure(invoke("sample", ckpt, "--from", "codes.csv", "-o", "link.png"))
+
+
+# Sources
+
+
+def test_grid_and_traverse_decode_their_walks(ckpt: str, invoke: Invoke) -> None:
+    invoke("sample", ckpt, "--from", "grid", "-o", "a.npz")
+    np.testing.assert_array_equal(images_of(), decoded(ckpt, latent.manifold(100, 2, (0, 1))))
+    invoke("sample", ckpt, "--from", "grid", "-o", "a.npz", "--dims", "1,0", "-n", "9", "--temperature", "2")
+    np.testing.assert_array_equal(images_of(), decoded(ckpt, 2 * latent.manifold(9, 2, (1, 0))))
+    invoke("sample", ckpt, "--from", "traverse", "-o", "a.npz")
+    np.testing.assert_array_equal(images_of(), decoded(ckpt, latent.traversal(20, 2, (0, 1))))
+    invoke("sample", ckpt, "--from", "traverse", "-o", "a.npz", "--dims", "1", "-n", "7")
+    np.testing.assert_array_equal(images_of(), decoded(ckpt, latent.traversal(7, 2, (1,))))
+
+
+def test_walks_of_a_model_with_one_dimension(invoke: Invoke) -> None:
+    trained = train(Settings(z_dim=1, epochs=1, **TINY), "run")  # type: ignore[arg-type]
+    assert trained is not None
+    invoke("sample", "run", "--from", "grid", "-n", "7", "-o", "a.npz")
+    np.testing.assert_array_equal(images_of(), decoded("run", latent.quantiles(7)[:, None]))
+    assert invoke("sample", "run", "--from", "traverse", "-o", "a.gif", "-q").exit_code == 0
+    assert "Choose from 0 to 0" in failure(invoke("sample", "run", "--from", "grid", "--dims", "0,1"))
+
+
+def test_interpolate_goes_straight_between_test_images(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    invoke("sample", ckpt, "--from", "interpolate", "--indices", "3,8,149", "-n", "11", "-o", "a.npz")
+    model = engine.prepare(vaecli.load_model(ckpt), CPU)
+    stops = engine.encode(model, digits.images[[3, 8, 149]], CPU).mean
+    np.testing.assert_array_equal(images_of(), engine.decode(model, latent.interpolation(11, stops)).numpy())
+    np.testing.assert_array_equal(images_of()[[0, 5, 10]], engine.decode(model, stops).numpy())
+
+
+def test_temperature_scales_the_deviation(ckpt: str, invoke: Invoke) -> None:
+    invoke("sample", ckpt, "-n", "8", "--temperature", "0.5", "-o", "a.npz")
+    np.testing.assert_array_equal(images_of(), decoded(ckpt, noise(0, "prior", 0, 2)[:8] * 0.5))
+    invoke("sample", ckpt, "--from", "test", "-n", "8", "--temperature", "0", "--pairs", "-o", "a.npz")
+    with np.load("a.npz") as archive:
+        images, originals = archive["images"], torch.from_numpy(archive["originals"])
+    model = engine.prepare(vaecli.load_model(ckpt), CPU)
+    np.testing.assert_array_equal(images, engine.decode(model, engine.encode(model, originals, CPU).mean).numpy())
+    invoke("sample", ckpt, "--temperature", "1", "-o", "b.npz")
+    invoke("sample", ckpt, "-o", "c.npz")
+    assert Path("b.npz").read_bytes() == Path("c.npz").read_bytes()
+
+
+def test_like_takes_one_class(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    assert digits.labels is not None
+    sevens = digits.images[digits.labels == 7].numpy()
+    invoke("sample", ckpt, "--from", "test", "--like", "7", "--pairs", "-n", str(len(sevens)), "-o", "a.npz")
+    with np.load("a.npz") as archive:
+        assert sorted(map(bytes, archive["originals"])) == sorted(map(bytes, sevens))
+    invoke("sample", ckpt, "--like", "7", "-o", "a.npz")  # alone it means train
+    invoke("sample", ckpt, "--like", "7", "--from", "train", "-o", "b.npz")
+    assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
+    for label in ("10", "seven", "", "9" * 5_000):
+        assert "have the label" in failure(invoke("sample", ckpt, "--like", label, "-o", "a.png"))
+    too_many = str(len(sevens) + 1)
+    line = failure(invoke("sample", ckpt, "--from", "test", "--like", "7", "-n", too_many, "-o", "a.png"))
+    assert f"{len(sevens)} images in the test split with the label '7'" in line
+
+
+def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None:
+    named = data.Split(digits.images, digits.labels, ("Zero", "One", "1"))
+    assert torch.equal(named.only("one", "x").images, named.only("1", "x").images) is False  # a name wins
+    assert torch.equal(named.only("ZERO", "x").images, named.only("0", "x").images)
+    with pytest.raises(DataError, match="no labels"):
+        data.Split(digits.images, None, ()).only("1", "x")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--from", "grid", "--dims", "0,9"], "--dims 0,9"),
+        (["--from", "traverse", "--dims", "2"], "Choose from 0 to 1"),
+        (["--from", "grid", "--dims", "1,1"], "each once"),
+        (["--from", "grid", "-n", "50"], "Use 49 or 64"),
+        (["--from", "traverse", "-n", "7"], "Use 6"),
+        (["--from", "interpolate", "--indices", "0,150"], "no test image 150"),
+    ],
+)
+def test_walks_that_the_model_has_not(ckpt: str, invoke: Invoke, args: list[str], words: str) -> None:
+    assert words in failure(invoke("sample", ckpt, *args, "-o", "a.png"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--temperature", "inf"],
+        ["--from", "-", "--temperature", "1"],
+        ["--from", "interpolate", "--indices", "0,1", "--temperature", "0"],
+        ["--from", "interpolate"],
+        ["--from", "interpolate", "--indices", "1,"],
+        ["--from", "grid", "--indices", "0,1"],
+        ["--from", "grid", "--dims", "0,1,2"],
+        ["--from", "grid", "--dims", "0,-1"],
+        ["--from", "grid", "--like", "7"],
+        ["--from", "prior", "--like", "7"],
+        ["--from", "traverse", "--pairs"],
+        ["--from", "codes.csv", "-d", "mnist"],
+        ["--dims", "0,1"],
+        ["-o", "a.gif"],
+        ["--from", "grid", "-o", "a.gif"],
+        ["--from", "traverse", "-n", "1001", "-o", "a.gif"],
+        ["-n", "100001", "-o", "folder/"],
+        ["-o", "nosuffix"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    assert main(["sample", "no-such-checkpoint", *args]) == 2
+    assert_one_line(capsys.readouterr().err)
+
+
+# Outputs
+
+
+def test_a_gif_goes_there_and_back(ckpt: str, invoke: Invoke) -> None:
+    for name in ("a.gif", "b.gif"):
+        invoke("sample", ckpt, "--from", "traverse", "-n", "12", "-o", name)
+    assert Path("a.gif").read_bytes() == Path("b.gif").read_bytes()
+    expected = decoded(ckpt, latent.traversal(12, 2, (0, 1))).reshape(2, 6, 28, 28)
+    with Image.open("a.gif") as animation:
+        assert (animation.n_frames, animation.info["loop"]) == (10, 0)  # type: ignore[attr-defined]
+        for frame, step in enumerate([0, 1, 2, 3, 4, 5, 4, 3, 2, 1]):
+            animation.seek(frame)
+            np.testing.assert_array_equal(np.asarray(animation.convert("L")), np.asarray(grid(expected[:, step])))
+
+
+def test_a_gif_of_codes_runs_as_they_stand(ckpt: str) -> None:
+    table = b"z_0,z_1\n-2,0\n0,2\n2,0\n"
+    assert fed(table, "sample", ckpt, "--from", "-", "-o", "a.gif", "-q").stdout == "a.gif\n"
+    with Image.open("a.gif") as animation:
+        assert animation.n_frames == 3  # type: ignore[attr-defined]
+
+
+def test_traverse_has_a_row_a_dimension(ckpt: str, invoke: Invoke) -> None:
+    invoke("sample", ckpt, "--from", "traverse", "-n", "12", "-o", "a.png")
+    expected = decoded(ckpt, latent.traversal(12, 2, (0, 1)))
+    np.testing.assert_array_equal(np.asarray(Image.open("a.png")), np.asarray(grid(expected, columns=6)))
+
+
+def test_a_folder_gets_a_picture_each_and_reads_back(ckpt: str, invoke: Invoke) -> None:
+    assert invoke("sample", ckpt, "-n", "12", "-o", "new/pictures/", "-q").stdout == "new/pictures/\n"
+    names = [f"{index:05}.png" for index in range(12)]
+    assert sorted(os.listdir("new/pictures")) == names
+    invoke("sample", ckpt, "-n", "12", "-o", "a.npz")
+    for name, image in zip(names, images_of(), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(f"new/pictures/{name}")), image)
+    result = invoke("encode", ckpt, "new/pictures")
+    assert result.stderr == ""  # 28x28 grey on black: nothing to convert, nothing to say
+    assert [line.split(",")[0] for line in result.stdout.splitlines()[1:]] == [f"new/pictures/{n}" for n in names]
+
+
+def test_a_folder_keeps_what_is_not_ours(ckpt: str, invoke: Invoke, run_copy: Path) -> None:
+    invoke("sample", ckpt, "-n", "12", "-o", "folder/")
+    Path("folder/notes.txt").write_text("mine")
+    before = Path("folder/00000.png").read_bytes()
+    invoke("sample", ckpt, "-n", "3", "--seed", "5", "-o", "folder")  # there, so no slash is needed
+    assert sorted(os.listdir("folder")) == ["00000.png", "00001.png", "00002.png", "notes.txt"]
+    assert Path("folder/00000.png").read_bytes() != before
+    before = Path("folder/00000.png").read_bytes()
+    Image.new("L", (28, 28)).save("folder/00002.png")
+    assert "folder/00002.png is there" in failure(invoke("sample", ckpt, "-n", "4", "-o", "folder"))
+    assert sorted(os.listdir("folder")) == ["00000.png", "00001.png", "00002.png", "notes.txt"]
+    assert Path("folder/00000.png").read_bytes() == before
+    assert invoke("sample", ckpt, "-n", "2", "-o", "folder").exit_code == 0  # nobody's name is taken
+    assert sorted(os.listdir("folder")) == ["00000.png", "00001.png", "00002.png", "notes.txt"]
+    assert "is a run folder" in failure(invoke("sample", ckpt, "-o", run_copy))
+    assert "Cannot write into" in failure(invoke("sample", ckpt, "-o", "folder/notes.txt/"))
+
+
+def test_a_folder_of_data_gets_no_pictures(invoke: Invoke, ckpt: str) -> None:
+    for index in range(10):
+        Path("mine").mkdir(exist_ok=True)
+        Image.new("L", (28, 28), index).save(f"mine/{index}.png")
+    for folder in ("mine", "mine/decoded/"):
+        line = failure(invoke("sample", ckpt, "--from", "test", "-d", "mine", "-o", folder))
+        assert "inside the data set mine" in line
+    assert len(os.listdir("mine")) == 10
+
+
+# encode: lists of paths, paper, and what cannot be read
+
+
+@pytest.fixture
+def pictures(digits: data.Split) -> list[str]:
+    """Five digits as files whose names try a list's patience."""
+    names = ["b.png", "a b.png", "ü.png", "q'.png", "line\nbreak.png"]
+    for name, image in zip(names, digits.images.numpy(), strict=False):
+        Image.fromarray(image).save(name)
+    return names
+
+
+@pytest.mark.parametrize("end", ["\0", "\n"])
+def test_encode_takes_a_list_of_paths_in_its_order(ckpt: str, invoke: Invoke, pictures: list[str], end: str) -> None:
+    listed = [name for name in pictures if end not in name]
+    expected = invoke("encode", ckpt, "a b.png", *listed, "b.png")
+    got = fed("".join(name + end for name in listed).encode(), "encode", ckpt, "a b.png", "-", "b.png")
+    assert (got.stderr, got.stdout_bytes) == ("", expected.stdout_bytes)
+    without_end = fed(end.join(listed).encode(), "encode", ckpt, "a b.png", "-", "b.png")
+    assert without_end.stdout_bytes == expected.stdout_bytes
+
+
+def test_encode_takes_folders_and_idx_files_from_a_list(ckpt: str, invoke: Invoke, pictures: list[str]) -> None:
+    Path("folder").mkdir()
+    Path("b.png").rename("folder/b.png")
+    assert fed(b"folder\n", "encode", ckpt, "-").stdout == invoke("encode", ckpt, "folder").stdout
+    idx = DIGITS / "t10k-images-idx3-ubyte.gz"
+    assert fed(f"{idx}\n".encode(), "encode", ckpt, "-").stdout == invoke("encode", ckpt, idx).stdout
+
+
+@pytest.mark.parametrize(
+    ("listing", "words"),
+    [
+        (b"", "list of paths on standard input is empty"),
+        (b"\n\n", "list of paths on standard input is empty"),
+        (b"\0", "list of paths on standard input is empty"),
+        (b"b.png\nmissing.png\n", "missing.png does not exist"),
+        (b"zero.png\n", "zero.png is no image"),
+        (b"bare\n", "bare has no images"),
+        (b"huge.png\n", "huge.png has too many pixels"),
+    ],
+)
+def test_encode_names_what_it_cannot_read_in_a_list(ckpt: str, pictures: list[str], listing: bytes, words: str) -> None:
+    Path("zero.png").touch()
+    Path("bare").mkdir()
+    Path("huge.png").write_bytes(png_header(20_000, 20_000))
+    assert words in failure(fed(listing, "encode", ckpt, "-", "-o", "codes.csv"))
+    assert not Path("codes.csv").exists()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of that size without its pixels: an error that speaks of the size came before any was decoded."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\x10\0\0IDAT"
+    )
+
+
+def test_encode_reads_stdin_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "no-such-checkpoint", "-", "-"]) == 2
+    assert "read once" in assert_one_line(capsys.readouterr().err)
+
+
+def test_paper_is_noted_and_only_invert_changes_it(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    for index, image in enumerate(digits.images[:6].numpy()):
+        Path("paper" if index < 4 else "ink").mkdir(exist_ok=True)
+        Image.fromarray(255 - image if index < 4 else image).save(f"{'paper' if index < 4 else 'ink'}/{index}.png")
+    dark = invoke("encode", ckpt, "ink")
+    assert dark.stderr == ""
+    mixed = invoke("encode", ckpt, "paper", "ink")
+    assert mixed.stderr.count("\n") == 1
+    assert mixed.stderr.startswith("4 of 6 images have a bright background")
+    assert mixed.stderr.endswith("use --invert.\n")
+    assert mixed.stdout.endswith(dark.stdout.partition("\n")[2])  # nothing was changed
+    inverted = invoke("encode", ckpt, "paper", "--invert")
+    assert inverted.stderr == ""
+    split = invoke("encode", ckpt).stdout.splitlines()
+    codes = [line.split(",", 2)[2] for line in inverted.stdout.splitlines()[1:]]
+    assert codes == [line.split(",", 2)[2] for line in split[1:5]]
+    assert invoke("encode", ckpt, "ink", "--invert").stderr.startswith("2 of 2 images have a bright background")
+    assert invoke("encode", ckpt, "paper", "-q").stderr == ""
+
+
+def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    Path("scans").mkdir()
+    for index, image in enumerate(digits.images[:20].numpy()):
+        Image.fromarray(255 - image).resize((40, 40)).save(f"scans/{index:02}.png")
+    result = invoke("train", "-d", "scans", "-e", "1", "-o", "run", "--device", "cpu")
+    notes = [line for line in result.stderr.splitlines() if "bright" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("20 of 20 images have a bright background")
+    assert "--invert" not in notes[0]  # which train has not
+    assert any("Converted 18 of 18 train images" in line for line in result.stderr.splitlines())
+    assert "bright" not in invoke("encode", "run").stderr  # the model knows them so
+    assert "use --invert" in invoke("encode", ckpt, "-d", "scans").stderr
+
+
+def test_a_table_of_paths_goes_through_jsonl_too(ckpt: str, invoke: Invoke, pictures: list[str]) -> None:
+    table = invoke("encode", ckpt, *pictures, "--format", "jsonl").stdout_bytes
+    assert [json.loads(line)["path"] for line in table.splitlines()] == pictures
+    result = fed(table, "sample", ckpt, "--from", "-", "-o", "-")
+    assert Image.open(io.BytesIO(result.stdout_bytes)).width > 3 * 28
