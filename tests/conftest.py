@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from typer.testing import CliRunner, Result
 
 from vaecli import data
@@ -19,6 +21,9 @@ from vaecli.services.train import train
 
 DIGITS = Path(__file__).parent / "data"  # IDX: 500 training and 150 test images of MNIST
 TINY = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device": "cpu"}
+
+INKS = ("navy", "maroon", "darkgreen", "black", "purple", "indigo", "#333", "brown", "darkslategray", "#402000")
+PAPERS = ("white", "ivory", "#f0e6d2", "#dfe8f0", "honeydew")
 
 Invoke = Callable[..., Result]
 
@@ -55,6 +60,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def ckpt(trained: Trained) -> str:
     """The run's last weights file."""
     return trained.checkpoint
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a model, z_dim 4, that draws digits, if roughly."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    settings = Settings(z_dim=4, epochs=6, lr=0.003, **(TINY | {"batch_size": 25}))  # type: ignore[arg-type]
+    result = train(settings, str(folder))
+    assert result is not None
+    return result.checkpoint
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The digits 0 to 9 from a font, large, in coloured inks on tinted papers, as PNG and JPEG."""
+    font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans-BoldOblique.ttf")
+    folder, names = tmp_path_factory.mktemp("scans"), []
+    for digit, ink in enumerate(INKS):
+        size = (450, 500) if digit % 2 else (1200, 1100)
+        page = Image.new("RGB", size, PAPERS[digit % len(PAPERS)])
+        large = ImageFont.truetype(str(font), round(0.85 * max(size)))
+        ImageDraw.Draw(page).text((size[0] / 2, size[1] / 2), str(digit), fill=ink, font=large, anchor="mm")
+        names.append(str(folder / f"{digit}.{'jpg' if digit % 2 else 'png'}"))
+        page.save(names[-1])
+    return names
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import vaecli
 from vaecli import data, engine, latent
 from vaecli.cli import app, main
 from vaecli.errors import DataError
-from vaecli.images import grid
+from vaecli.images import grid, read_images
 from vaecli.run import Settings
 from vaecli.runtime import noise
 from vaecli.services.train import train
@@ -409,3 +409,36 @@ def test_a_table_of_paths_goes_through_jsonl_too(ckpt: str, invoke: Invoke, pict
     assert [json.loads(line)["path"] for line in table.splitlines()] == pictures
     result = fed(table, "sample", ckpt, "--from", "-", "-o", "-")
     assert Image.open(io.BytesIO(result.stdout_bytes)).width > 3 * 28
+
+
+# Pictures that are not MNIST's
+
+
+def correlation(a: Pixels, b: Pixels) -> npt.NDArray[np.float64]:
+    """Pearson's r of each picture of `a` (N, 28, 28) with each of `b` (M, 28, 28): (N, M)."""
+    a_rows, b_rows = (x.reshape(len(x), -1) - x.reshape(len(x), -1).mean(1, keepdims=True) for x in (a, b))
+    scale = np.linalg.norm(a_rows, axis=1)[:, None] * np.linalg.norm(b_rows, axis=1)
+    r: npt.NDArray[np.float64] = a_rows @ b_rows.T / scale
+    return r
+
+
+def test_scans_become_digits_like_those_of_the_data(scans: list[str]) -> None:
+    split = data.load(str(DIGITS), "train", None, print)
+    means = np.stack([split.images[split.labels == digit].double().mean(0).numpy() for digit in range(10)])
+    pictures, converted = read_images(scans)
+    assert converted == 10
+    nearest = correlation(255 - pictures, means).argmax(1)
+    assert (nearest == np.arange(10)).sum() >= 7  # the means of 50 digits each take 5 for 8
+    assert (correlation(pictures, means).argmax(1) == np.arange(10)).sum() <= 2
+
+
+def test_scans_come_back_from_their_codes(learned: str, invoke: Invoke, scans: list[str]) -> None:
+    inverted = 255 - read_images(scans)[0]
+    likeness = []
+    for options in (["--invert"], []):
+        result = invoke("encode", learned, *scans, *options)
+        assert ("bright background" in result.stderr) == (not options)
+        fed(result.stdout_bytes, "sample", learned, "--from", "-", "-o", "a.npz")
+        likeness.append(np.diag(correlation(images_of(), inverted)).mean())
+    assert likeness[0] > 0.6
+    assert likeness[1] < 0.45
