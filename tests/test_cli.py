@@ -50,6 +50,40 @@ def test_every_command_has_help_with_examples(invoke: Invoke, command: str) -> N
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def completions(words: str, shell: str) -> list[str]:
+    """What a shell is offered for the last of the words, as typer's script for it asks."""
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "_TYPER_COMPLETE_ARGS": words}
+    done = process(env=asked | {"_VAE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"})
+    return re.findall(r"[\w-]+", done.stdout.decode())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_in_every_shell(shell: str) -> None:
+    assert "sample" in completions("vae sa", shell)
+    offered = completions("vae sample run --from inter", shell)
+    assert "interpolate" in offered
+    assert "train" not in offered
+
+
+def test_completion_installs_and_works_in_bash(tmp_path: Path) -> None:
+    (tmp_path / "vae").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vaecli "$@"\n')
+    (tmp_path / "vae").chmod(0o755)
+    script = """
+    set -eu
+    vae --install-completion
+    source ~/.bashrc
+    complete -p vae
+    COMP_WORDS=(vae sample run --from in) COMP_CWORD=4
+    _vae_completion vae
+    echo "offered ${COMPREPLY[*]}"
+    """
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "complete -o default -F _vae_completion vae" in done.stdout
+    assert done.stdout.endswith("offered interpolate\n")
+
+
 def test_version(invoke: Invoke) -> None:
     from importlib.metadata import version
 

@@ -199,7 +199,7 @@ def encode(
       vae encode outputs/mnist-z2 | head -3
       vae encode outputs/mnist-z2 --split train -o codes.npz
       vae encode outputs/mnist-z2 scans/ photo.jpg --invert --format jsonl
-      find scans/ -name '*.png' | sort | vae encode outputs/mnist-z2 - -o codes.csv
+      find scans/ -name '*.png' | sort | vae encode outputs/mnist-z2 - -o a.csv
     """
     chosen = form or _format(output, ("csv", "jsonl", "npz", "safetensors"), "csv", "--format")
     if inputs and (unused := _typed(context) & {"split", "dataset"}):
