@@ -239,11 +239,28 @@ def background_note(bright: int, count: int, remedy: str) -> str:
     return f"{bright:,} of {count:,} images have a bright background, as paper has. {remedy}"
 
 
-def bright_backgrounds(images: Pixels) -> int:
-    """How many of the images (N, 28, 28) have a border whose median is nearer to white than to black."""
+def _backgrounds(images: Pixels) -> npt.NDArray[np.float64]:
+    """The median of each image's border: (N, 28, 28) -> (N,)."""
     border = np.ones(images.shape[1:], bool)
     border[1:-1, 1:-1] = False
-    return int((np.median(images[:, border], axis=1) > 127).sum())
+    level: npt.NDArray[np.float64] = np.median(images[:, border], axis=1)
+    return level
+
+
+def bright_backgrounds(images: Pixels) -> int:
+    """How many of the images (N, 28, 28) have a background that is nearer to white than to black."""
+    return int((_backgrounds(images) > 127).sum())
+
+
+def inverted(images: Pixels) -> Pixels:
+    """Images (N, 28, 28) with black and white swapped, and a bright background, however tinted, wholly black.
+
+    Paper is seldom quite white, and a model that has only seen black around its digits takes what
+    is left of it for ink.
+    """
+    level = _backgrounds(images)
+    white = np.where(level > 127, level, 255.0)[:, None, None]
+    return np.rint((white - images).clip(0) * (255 / white)).astype(np.uint8)
 
 
 def grid(tiles: Pixels, columns: int | None = None) -> Image.Image:

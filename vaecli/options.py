@@ -152,7 +152,7 @@ TableFormat = Annotated[
     typer.Option("--format", show_default="by the output's suffix; csv on stdout", help="Of the table."),
 ]
 WithSample = Annotated[bool, typer.Option("--sample", help="Add z_*: one draw from each posterior.")]
-Invert = Annotated[bool, typer.Option("--invert", help="Swap black and white, for dark ink on light paper.")]
+Invert = Annotated[bool, typer.Option("--invert", help="Make dark ink on light paper white on black.")]
 From = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,7 @@ from vaecli.images import (
     bright_backgrounds,
     conversion_note,
     fit_all,
+    inverted,
     list_images,
     read_images,
 )
@@ -61,8 +62,8 @@ def encode(
     Without `inputs` the images are those of a split, with its labels. Inputs are image files and
     folders of them (the key is the path; a subfolder that is named like a class of the checkpoint
     gives the label), or IDX files of images (the key counts on through all of them, no labels). An
-    open stream among them stands for the paths in it. With `invert` black and white are swapped;
-    the observer hears of pictures with a bright background.
+    open stream among them stands for the paths in it. With `invert` black and white are swapped, and
+    paper becomes wholly black; the observer hears of pictures with a bright background.
 
     Raises CheckpointError, DataError, or VaeError if the output cannot be written.
     """
@@ -100,7 +101,7 @@ def _with_background(blocks: Iterator[_Block], invert: bool, note: Callable[[str
     """The images, inverted or not; at their end `note` hears of those with a bright background."""
     bright = count = 0
     for images, keys, labels in blocks:
-        images = 255 - images if invert else images
+        images = torch.from_numpy(inverted(images.numpy())) if invert else images
         bright, count = bright + bright_backgrounds(images.numpy()), count + len(images)
         yield images, keys, labels
     remedy = (
