@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +89,15 @@ def test_durations(seconds: float, text: str) -> None:
 def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console.tell("Error: \x1b]0;title\x07 \u202e \udcff \n end")
     assert capsys.readouterr().err == r"Error: \x1b]0;title\x07 \u202e \udcff \n end" + "\n"
+
+
+def test_bars_show_where_the_answer_cannot_cross_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert console.bars_fit("codes.csv")
+    with open(tmp_path / "codes.csv", "w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        assert console.bars_fit("-")
+    reader, writer = os.pipe()  # another command's bar may be at its end
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert not console.bars_fit("-")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vaecli.errors import VaeError
-from vaecli.files import open_output, open_whole, parse_json, read_record, read_regular, write_whole
+from vaecli.files import open_folder, open_output, open_whole, parse_json, read_record, read_regular, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -144,3 +144,26 @@ def test_records_have_exactly_their_fields() -> None:
 def test_records_of_other_fields_or_types_are_refused(value: object) -> None:
     with pytest.raises(VaeError, match="it is damaged"):
         read_record(Example, value, "it")
+
+
+def fill(folder: Path, ours: str, *names: str) -> set[str]:
+    """Fill the folder; what it holds then. The name 'stop' ends the filling early."""
+    with open_folder(str(folder), lambda path: os.path.basename(path) in ours) as put:
+        for name in names:
+            if name == "stop":
+                raise RuntimeError
+            put(name, name.encode())
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_is_filled_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep/new"
+    with pytest.raises(RuntimeError):
+        fill(folder, "", "a", "stop")
+    assert not folder.exists()
+    assert fill(folder, "", "a", "b") == {"a", "b"}
+    assert (folder / "b").read_bytes() == b"b"
+    assert fill(folder, "b", "c") == {"a", "c"}  # b was ours, and belongs to the last filling
+    with pytest.raises(VaeError, match="not made by this command"):
+        fill(folder, "", "d", "a")
+    assert {path.name for path in folder.iterdir()} == {"a", "c"}
