@@ -431,7 +431,7 @@ def test_sample_takes_what_a_small_split_has(ckpt: str, invoke: Invoke, digits: 
 def test_sample_cannot_take_more_than_the_split_has(ckpt: str, invoke: Invoke) -> None:
     result = invoke("sample", ckpt, "--from", "test", "-n", "151", "-o", "a.png")
     assert result.exit_code == 1
-    assert "has 150 images" in assert_one_line(result.stderr)
+    assert "There are 150 images in the test split" in assert_one_line(result.stderr)
 
 
 # scatter and curves
