@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -75,7 +74,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The digits 0 to 9 from a font, large, in coloured inks on tinted papers, as PNG and JPEG."""
-    font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans-BoldOblique.ttf")
+    from matplotlib import get_data_path  # here, for plots sets what matplotlib reads on its import
+
+    font = Path(get_data_path(), "fonts/ttf/DejaVuSans-BoldOblique.ttf")
     folder, names = tmp_path_factory.mktemp("scans"), []
     for digit, ink in enumerate(INKS):
         size = (450, 500) if digit % 2 else (1200, 1100)
