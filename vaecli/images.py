@@ -1,6 +1,7 @@
 """Image files in and out: any picture to 28x28 grey, and digits to a grid."""
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
