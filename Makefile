@@ -7,6 +7,8 @@ SHELL := bash
 PYTHON ?= python3
 DATASET ?= mnist
 SEED ?= 0
+FAULTS ?= 200
+FUZZ ?= 100000
 BIN := .venv/bin
 VAE := $(BIN)/vae
 # What 'vae train' calls its folder after: of a path, its last part.
@@ -60,6 +62,10 @@ results-z2 results-z4: results-z%: install ## One of them
 .PHONY: test
 test: install ## Run the tests, with coverage
 	$(BIN)/python -m pytest --cov
+
+.PHONY: soak
+soak: install ## Attack it for longer: kill FAULTS=200 trainings, read FUZZ=100000 damaged files
+	SOAK_FAULTS=$(FAULTS) SOAK_FUZZ=$(FUZZ) SOAK_SEED=$(SEED) $(BIN)/python -m pytest -m soak -rP
 
 .PHONY: bench
 bench: .venv/bench ## Measure vae beside the tutorial's loop and pythae; QUICK=1 takes 2 minutes at most

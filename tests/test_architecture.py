@@ -36,6 +36,7 @@ ONLY_IN = {
     "matplotlib": {"plots", "plots.scatter", "plots.curves"},
     "safetensors": {"checkpoint", "codes"},
     "torchvision": {"data", "sources"},
+    "filelock": {"files"},
     "PIL": {"images"},
     "subprocess": {"sources"},
     "socket": {"sources"},

@@ -158,9 +158,14 @@ def _handle(handlers: Mapping[signal.Signals, Any]) -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Within the block a signal raises Interrupted, so that a service can clean up."""
+    """Within the block a signal raises Interrupted, so that a service can clean up.
+
+    Only the first one: a terminal that closes may well send two. A second Ctrl-C is a person's, and
+    ends the process where it is; no file is ever half written under its name.
+    """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        _handle(dict.fromkeys(SIGNALS, lambda signum, frame: None) | {signal.SIGINT: signal.SIG_DFL})
         raise Interrupted(signum)
 
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}

@@ -5,8 +5,10 @@ outputs/mnist-z2/
   metrics.jsonl          one line an epoch
   check10.safetensors    weights after epoch 10, 20, ... and the last
   state.safetensors      what an exact resume needs
+  .lock                  the training that writes here, while it does
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +17,7 @@ import re
 from dataclasses import dataclass
 
 from vaecli.errors import CheckpointError, VaeError
-from vaecli.files import parse_json, read_record, read_regular, reason, write_whole
+from vaecli.files import LEFTOVER, parse_json, read_record, read_regular, reason, write_whole
 from vaecli.metrics import MAX_EPOCHS
 
 MAX_Z_DIM = 2**15  # the state of a larger model would not fit the size cap of a file, 4 GiB
@@ -111,6 +113,17 @@ def run_files(folder: str) -> list[str]:
     except OSError as error:
         raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
     return [os.path.join(folder, name) for name in names if _is_own(name)]
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove what trainings that were killed in the middle of a file left; for the lock's owner alone.
+
+    Files that others write here, such as figures, are not touched.
+    """
+    with contextlib.suppress(OSError):  # a folder that cannot be written: the next write says so
+        for name in os.listdir(folder):
+            if (match := LEFTOVER.fullmatch(name)) and _is_own(match[1]):
+                os.unlink(os.path.join(folder, name))
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> str:

@@ -22,4 +22,4 @@ class Observer:
         """An epoch of a training is complete and safe on disk."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """No pass will begin any more; notes may still come."""

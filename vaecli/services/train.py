@@ -1,11 +1,11 @@
 """`vae train`: the tutorial's recipe, in a run folder that can be resumed exactly."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -13,11 +13,11 @@ import torch
 from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata, Training
 from vaecli.errors import DivergedError, Interrupted, VaeError
-from vaecli.files import reason
+from vaecli.files import lock_folder, reason
 from vaecli.images import background_note, bright_backgrounds
 from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
-from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, run_files, write_config
+from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove_leftovers, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
 from vaecli.services import Observer
 from vaecli.services.outputs import refuse_stray_link
@@ -50,6 +50,23 @@ def train(
     are when the training is interrupted.
     """
     observer = observer or Observer()
+    if dry_run:
+        return _train(settings, folder, resume, overwrite, typed, observer)
+    with lock_folder(folder, observer.note) as check_folder:
+        remove_leftovers(folder)
+        return _train(settings, folder, resume, overwrite, typed, observer, check_folder)
+
+
+def _train(
+    settings: Settings,
+    folder: str,
+    resume: bool,
+    overwrite: bool,
+    typed: Set[str],
+    observer: Observer,
+    check_folder: Callable[[], None] | None = None,
+) -> Trained | None:
+    """As `train`, in a locked folder; without its check it is a dry run."""
     present = run_files(folder)
     for path in () if overwrite else present:  # a link that is in the way is removed, not followed
         refuse_stray_link(path)
@@ -65,7 +82,7 @@ def train(
     continuing = resume and os.path.join(folder, STATE) in present
     if resume and not continuing and any(os.path.basename(path) not in FIRST_COMMIT for path in present):
         raise VaeError(f"{folder} has lost its {STATE}, so it cannot go on. Use --overwrite, or another -o.")
-    if continuing and not dry_run and (finished := already_finished(folder, settings)):
+    if continuing and check_folder and (finished := already_finished(folder, settings)):
         observer.note("The run is finished already; a higher --epochs goes on.")
         return finished
     train_split, test_split = (
@@ -73,15 +90,14 @@ def train(
     )
     _note_background(settings.dataset, [train_split, test_split], observer)
     with memory_errors(device):
-        run = _Run(folder, settings, device, train_split, test_split, observer)
+        run = _Run(folder, settings, device, train_split, test_split, observer, check_folder)
         if continuing:
             run.restore()
-        if dry_run:
+        if check_folder is None:
             run.try_one_batch()
             return None
         if overwrite:
             _remove(present)
-        _make_folder(folder)
         write_config(folder, settings)
         return run.train()
 
@@ -97,7 +113,9 @@ class _Run:
         train_split: data.Split,
         test_split: data.Split,
         observer: Observer,
+        check_folder: Callable[[], None] | None = None,
     ) -> None:
+        self._check_folder = check_folder or (lambda: None)
         self.folder, self.settings, self.device, self.observer = folder, settings, device, observer
         self.train_images = train_split.images.to(device)
         self.test_images = test_split.images.to(device)
@@ -200,6 +218,7 @@ class _Run:
 
     def _commit(self, epoch: int) -> None:
         """Put an epoch on disk. The state comes last: until it is there, the epoch has not happened."""
+        self._check_folder()
         if epoch % self.settings.checkpoint_every == 0 or epoch == self.settings.epochs:
             self._write_check()
         write_metrics(os.path.join(self.folder, METRICS), self.history)
@@ -217,20 +236,26 @@ class _Run:
         checkpoint.save(path, weights, metadata)
         return path
 
-    @contextmanager
+    @contextlib.contextmanager
     def _last_epoch_kept(self) -> Iterator[None]:
         """Whatever ends the training early, the last finished epoch has a weights file."""
         try:
             yield
         except (Interrupted, DivergedError) as stop:
-            epoch = self._kept[1].epoch
-            if epoch > self._committed:  # stopped between an epoch's end and its commit
-                self._commit(epoch)
-            if epoch:
-                self.observer.note(f"Kept the weights of epoch {epoch} in {self._write_check()}")
+            self.observer.close()  # a second Ctrl-C ends the process at once, which shall not hide the cursor
+            with contextlib.suppress(VaeError):  # a full disk, say: the state of the last commit is there
+                self._keep_last_epoch()
             if isinstance(stop, Interrupted):
                 self.observer.note(f"Go on with: vae train --resume -o {shlex.quote(self.folder)}")
             raise
+
+    def _keep_last_epoch(self) -> None:
+        epoch = self._kept[1].epoch
+        if epoch > self._committed:  # stopped between an epoch's end and its commit
+            self._commit(epoch)
+        if epoch:
+            self._check_folder()
+            self.observer.note(f"Kept the weights of epoch {epoch} in {self._write_check()}")
 
     def _metadata(self) -> Metadata:
         return Metadata(
@@ -266,10 +291,3 @@ def _remove(files: list[str]) -> None:
             os.unlink(path)
         except OSError as error:
             raise VaeError(f"Cannot remove {path}: {reason(error)}. Choose another -o.") from error
-
-
-def _make_folder(folder: str) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise VaeError(f"Cannot make the run folder {folder}: {reason(error)}. Choose another -o.") from error
