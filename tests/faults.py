@@ -135,7 +135,7 @@ def _strike(strikes: Mapping[int, int]) -> Callable[[], int]:
         around(name)
 
     def halves(file: Any, mode: str, **options: Any) -> Any:
-        return Halves(io.FileIO(file, "x")) if mode == "xb" else open(file, mode, **options)  # noqa: SIM115
+        return Halves(io.FileIO(file, "x")) if mode == "xb" else open(file, mode, **options)
 
     files.open = halves  # type: ignore[attr-defined]
     return lambda: latest[0]

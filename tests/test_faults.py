@@ -104,7 +104,8 @@ def assert_resumes(folder: Path, reference: Reference, *more: object) -> None:
 def listing(folder: Path) -> set[tuple[str, int]]:
     """What a look into the folder shows: it changes with every file that is made, replaced or removed."""
     try:
-        return {(entry.name, entry.stat().st_ino) for entry in os.scandir(folder)}
+        with os.scandir(folder) as entries:
+            return {(entry.name, entry.stat().st_ino) for entry in entries}
     except FileNotFoundError:
         return set()
 
@@ -149,16 +150,17 @@ def test_killed_at_any_moment_nothing_is_lost(tmp_path: Path, reference: Referen
 @pytest.mark.soak
 def test_stopped_at_any_moment_the_last_epoch_is_kept(tmp_path: Path, reference: Reference) -> None:
     """SIGINT, SIGTERM, SIGHUP at any step of writing; now and then a second Ctrl-C into the cleaning up."""
-    chance = random.Random(SEED)
-    for number in range(FAULTS):
-        folder, signum = tmp_path / f"run{number}", chance.choice(SIGNALS)
-        strikes = {chance.randint(0, reference.points - 8): int(signum)}
+    chance, stops = random.Random(SEED), 0
+    while stops < FAULTS:
+        folder, signum = tmp_path / f"run{stops}", chance.choice(SIGNALS)
+        strikes = {chance.randint(0, reference.points): int(signum)}
         twice = signum == signal.SIGINT and chance.random() < 0.5
         if twice:
             strikes[max(strikes) + chance.randint(1, 12)] = signum
         args = [*reference.args, "--checkpoint-every", 3, "-o", folder]
         code, _, err = start(tmp_path / "log", *args, given=Conditions(strikes)).end()
-        assert (code, err) == (-signum, "")
+        assert (code, err) in ((-signum, ""), (0, ""))  # the last points are those of checkpoints it need not write
+        stops += code != 0
         assert_whole(folder, reference)
         state = folder / "state.safetensors"
         if state.exists() and not twice:
@@ -166,6 +168,7 @@ def test_stopped_at_any_moment_the_last_epoch_is_kept(tmp_path: Path, reference:
             assert (folder / f"check{epoch}.safetensors").exists()
         assert_resumes(folder, reference)
         shutil.rmtree(folder)
+    print(f"{stops} signals at steps of writing.")
 
 
 # Two writers
@@ -385,7 +388,7 @@ def test_one_ctrl_c_stops_a_loop_over_runs(tmp_path: Path, reference: Reference)
         pass
     assert shell.wait(60) == -signal.SIGINT
     os.close(ours)
-    assert sorted(path.name for path in tmp_path.glob("*") if path.name != "disk") == ["run1"]
+    assert os.listdir(tmp_path) == ["run1"]
     assert b"Go on with: vae train --resume -o run1" in text
     assert text.rindex(b"\x1b[?25h") > text.rindex(b"\x1b[?25l")  # the cursor is shown again
     assert not (tmp_path / "run1" / LOCK).exists()

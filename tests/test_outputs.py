@@ -35,7 +35,7 @@ def test_every_command_replaces_its_own_file(trained: Trained, tmp_path: Path, i
 def test_files_of_a_run_are_not_replaced(trained: Trained, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     (tmp_path / "link").symlink_to(folder / name)
-    for output in (folder / name, tmp_path / "link"):
+    for output in (folder / name, tmp_path / "link", folder / "check99.safetensors"):
         with pytest.raises(VaeError, match="file of a training run"):
             guard_output(str(output))
 

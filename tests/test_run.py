@@ -1,13 +1,14 @@
 """The run folder's settings, names and metrics."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from vaecli.errors import VaeError
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
-from vaecli.run import Settings, default_folder, read_config, run_files, write_config
+from vaecli.run import Settings, default_folder, read_config, remove_leftovers, run_files, write_config
 
 
 def record(epoch: int, seconds: float | None = 1.5) -> EpochRecord:
@@ -89,6 +90,22 @@ def test_only_the_files_that_train_writes_are_the_runs(tmp_path: Path) -> None:
     assert run_files(str(tmp_path / "none")) == []
     with pytest.raises(VaeError, match="as a run folder"):
         run_files(str(tmp_path / "config.json"))
+
+
+def test_parts_of_the_runs_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    """Another command may be writing a figure here at this moment."""
+    end = f".{'0' * 16}.tmp"
+    for name in (
+        ".check7.safetensors" + end,
+        ".config.json" + end,
+        ".scatter.png" + end,
+        ".config.json.tmp",
+        "x" + end,
+    ):
+        (tmp_path / name).touch()
+    remove_leftovers(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted([".scatter.png" + end, ".config.json.tmp", "x" + end])
+    remove_leftovers(str(tmp_path / "none"))
 
 
 def test_metrics_round_trip_to_the_last_digit(tmp_path: Path) -> None:
