@@ -331,6 +331,20 @@ def test_divergence_keeps_what_was_good(tmp_path: Path, reference: Reference) ->
     assert_whole(folder, reference)
 
 
+def test_divergence_after_some_epochs_keeps_the_last_good_one(tmp_path: Path, reference: Reference) -> None:
+    """One step an epoch, whose gradient's square is beyond float32 in the third, though the loss is not."""
+    folder = tmp_path / "run"
+    args = [*reference.args, "-b", "40", "--lr", "0.19", "-e", "9", "-o", folder]
+    code, out, err = start(tmp_path / "log", *args).end()
+    assert (code, out) == (3, "")
+    match = re.search(r"moments are not finite after epoch (\d)\.", assert_one_line(err))
+    assert match
+    last = int(match[1]) - 1
+    checkpoint.load(str(folder / f"check{last}.safetensors"), torch.device("cpu"))
+    assert checkpoint.read_state_metadata(str(folder / "state.safetensors")).epoch == last
+    assert start(tmp_path / "log", *args, "--resume").end() == (code, out, err)
+
+
 # Real starts
 
 

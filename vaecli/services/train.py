@@ -192,6 +192,7 @@ class _Run:
         seconds = time.perf_counter() - began
         self.observer.begin(f"{label}, test", len(self.test_images))
         test = self._test(epoch)
+        self._require_finite(epoch)
         return EpochRecord(
             epoch=epoch,
             train_loss=training.loss,
@@ -215,6 +216,14 @@ class _Run:
         if not terms.loss().isfinite().all():
             raise DivergedError(f"Training diverged: the test loss of epoch {epoch} is not finite. Use a smaller --lr.")
         return engine.Losses.mean_of(terms)
+
+    def _require_finite(self, epoch: int) -> None:
+        """A large gradient's square can overflow while the loss does not; no state with it could be read again."""
+        moments = (value for state in self.trainer.optimizer.state.values() for value in state.values())
+        if not all(value.isfinite().all() for value in (*self.model.parameters(), *moments)):
+            raise DivergedError(
+                f"Training diverged: Adam's moments are not finite after epoch {epoch}. Use a smaller --lr."
+            )
 
     def _commit(self, epoch: int) -> None:
         """Put an epoch on disk. The state comes last: until it is there, the epoch has not happened."""
