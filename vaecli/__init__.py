@@ -3,12 +3,12 @@
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
 
 if os.path.basename(sys.argv[0]) in ("vae", "-m") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # In the command, Ctrl-C during imports or at the very end shall print no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+TYPE_CHECKING = False  # type checkers take it for typing's, whose import is slow
 if TYPE_CHECKING:
     from vaecli.model import ConvVAE
 
