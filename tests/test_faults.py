@@ -177,7 +177,7 @@ def test_stopped_at_any_moment_the_last_epoch_is_kept(tmp_path: Path, reference:
 def test_one_of_several_trainings_on_a_folder_trains(tmp_path: Path, reference: Reference) -> None:
     """Started at the same time: one gets the folder, the others one line with its process."""
     folder = tmp_path / "new/run"
-    args = [*reference.args, "-e", "100000", "-o", folder]
+    args = [*reference.args, "-e", "20000", "-o", folder]
     commands = [start(tmp_path / f"log{number}", *args) for number in range(4)]
     wait_for(lambda: sum(command.running() for command in commands) == 1, "winner")
     (winner,) = (command for command in commands if command.running())
@@ -203,7 +203,7 @@ def test_one_of_several_trainings_on_a_folder_trains(tmp_path: Path, reference: 
 
 def test_a_run_that_trains_can_be_read_and_drawn(tmp_path: Path, reference: Reference) -> None:
     folder = tmp_path / "run"
-    command = start(tmp_path / "log", *reference.args, "-e", 100000, "--checkpoint-every", 1, "-o", folder)
+    command = start(tmp_path / "log", *reference.args, "-e", 20000, "--checkpoint-every", 1, "-o", folder)
     wait_for((folder / "check1.safetensors").exists, "checkpoint")
     for name in ("test", "scatter", "encode"):
         code, out, err = start(tmp_path / name, name, folder, "-q").end()
@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_written(open_folder: Path, reference: Reference
     fails(log, [*args, "-o", open_folder / "closed/run"], "closed/run as a run folder: Permission denied", user)
     fails(log, [*args, "-o", open_folder / "closed"], "closed/config.json: Permission denied", user)
 
-    command = start(log, *args, "-e", 100000, given=user)
+    command = start(log, *args, "-e", 20000, given=user)
     wait_for((folder / "state.safetensors").exists, "epoch")
     folder.chmod(0o555)
     code, out, err = command.end()
@@ -303,7 +303,7 @@ def test_a_folder_that_cannot_be_written(open_folder: Path, reference: Reference
 def test_a_run_folder_that_goes_away(tmp_path: Path, reference: Reference, replaced: bool) -> None:
     """One line; and what came in its place is not written to."""
     folder = tmp_path / "run"
-    command = start(tmp_path / "log", *reference.args, "-e", 100000, "-o", folder)
+    command = start(tmp_path / "log", *reference.args, "-e", 20000, "-o", folder)
     wait_for((folder / "state.safetensors").exists, "epoch")
     folder.rename(tmp_path / "gone")
     if replaced:
@@ -376,7 +376,7 @@ def test_ctrl_c_while_the_command_starts_prints_nothing() -> None:
 
 LOOP = """
 for z in 1 2 3; do
-    "$PYTHON" -m vaecli train -d "$DIGITS" -b 20 -e 100000 --device cpu -z $z -o run$z
+    "$PYTHON" -m vaecli train -d "$DIGITS" -b 20 -e 20000 --device cpu -z $z -o run$z
 done
 touch finished
 """
