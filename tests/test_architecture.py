@@ -27,6 +27,7 @@ LAYERS = (
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent"},
     {"loss"},
     {"model"},
+    {"lock"},
     {"files", "allocator", "layers", "threads"},
     {"errors"},
 )
@@ -36,7 +37,7 @@ ONLY_IN = {
     "matplotlib": {"plots", "plots.scatter", "plots.curves"},
     "safetensors": {"checkpoint", "codes"},
     "torchvision": {"data", "sources"},
-    "filelock": {"files"},
+    "filelock": {"lock"},
     "PIL": {"images"},
     "subprocess": {"sources"},
     "socket": {"sources"},

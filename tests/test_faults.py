@@ -21,7 +21,8 @@ from faults import NOBODY, SIGNALS, Command, Conditions, start, wait_for
 from test_idx import idx_bytes
 
 from vaecli import checkpoint, data, engine
-from vaecli.files import LEFTOVER, LOCK
+from vaecli.files import LEFTOVER
+from vaecli.lock import LOCK
 from vaecli.metrics import read_metrics
 from vaecli.run import read_config
 

@@ -1,20 +1,15 @@
 """Files are written whole or not at all, and read only when they are what they should be."""
 
-import errno
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import pytest
 
 from vaecli.errors import VaeError
 from vaecli.files import (
     LEFTOVER,
-    LOCK,
-    lock_folder,
     open_folder,
     open_output,
     open_whole,
@@ -113,65 +108,6 @@ def test_a_part_of_a_file_tells_whose_it_is(tmp_path: Path) -> None:
             assert match
             assert match[1] == name[:50]
         (tmp_path / name).unlink()
-
-
-def never(text: str) -> None:
-    raise AssertionError(text)
-
-
-def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "new/run"
-    with lock_folder(str(folder), never) as check:
-        check()
-        assert os.listdir(folder) == [LOCK]
-        with (
-            pytest.raises(VaeError, match=f"run is in use by process {os.getpid()} on "),
-            lock_folder(str(folder), never),
-        ):
-            never("two hold it")
-        (folder / LOCK).write_bytes(b"\xff\n")  # whatever is in it
-        with pytest.raises(VaeError, match="in use by \N{REPLACEMENT CHARACTER}"), lock_folder(str(folder), never):
-            never("two hold it")
-    assert os.listdir(tmp_path) == []  # folders that stayed empty are gone, too
-    with lock_folder(str(folder), never):
-        (folder / "file").touch()
-    assert os.listdir(folder) == ["file"]
-
-
-def test_a_lock_left_by_a_killed_process_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / LOCK).write_text("process 1 on another host, and a long name that would otherwise stay behind\n")
-    with lock_folder(str(tmp_path), never):
-        assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
-
-
-def test_a_lock_that_was_taken_away_is_noticed_and_the_next_ones_left_alone(tmp_path: Path) -> None:
-    with lock_folder(str(tmp_path), never) as check:
-        (tmp_path / LOCK).unlink()
-        with lock_folder(str(tmp_path), never) as theirs:
-            with pytest.raises(VaeError, match="removed or replaced"):
-                check()
-            theirs()
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(descriptor: int, *, blocking: bool) -> bool:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(filelock, "lock_descriptor", unsupported)
-    heard: list[str] = []
-    with lock_folder(str(tmp_path), heard.append) as check:
-        check()
-    assert len(heard) == 1
-    assert "has no locks" in heard[0]
-
-
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("elsewhere")], ids=["folder", "link"])
-def test_a_lock_that_is_no_file_is_an_expected_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / LOCK)
-    with pytest.raises(VaeError, match="as a run folder"), lock_folder(str(tmp_path), never):
-        never("locked")
-    assert os.listdir(tmp_path) == [LOCK]
 
 
 def test_reading_takes_regular_files_only(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -32,12 +33,15 @@ from test_checkpoint import join, split
 from test_idx import idx_bytes
 
 from vaecli import checkpoint, data, engine
+from vaecli.codes import Codes, read_codes, write_codes
 from vaecli.errors import VaeError
 from vaecli.idx import IdxFile, is_idx
 from vaecli.images import fit_all, read_image
 from vaecli.metrics import read_metrics
 from vaecli.run import read_config
 from vaecli.services.resume import Trained
+
+pytestmark = pytest.mark.soak
 
 CASES = int(os.environ.get("SOAK_FUZZ", "1000"))
 SOAKING = "SOAK_FUZZ" in os.environ
@@ -157,6 +161,12 @@ def picture_forms() -> list[tuple[bytes, Dress]]:
     return [*forms, (plain, whole), (run_length_bmp, whole)]
 
 
+def code_rows(form: Literal["csv", "jsonl"]) -> bytes:
+    tables = [np.random.default_rng(seed).normal(size=(30, 2)).astype(np.float32) for seed in range(3)]
+    block = Codes([f"{row}.png" for row in range(30)], [*range(29), None], *tables)
+    return saved(lambda stream: write_codes(stream, form, iter([block]), "path", ()))
+
+
 def idx_folder(changed: str) -> Callable[[Path], object]:
     """Reads a folder of IDX files, of which one is what the path holds."""
 
@@ -175,6 +185,13 @@ def as_input(path: Path) -> None:
         for block in IdxFile(path).blocks(1000):
             if block.ndim == 3 and block.dtype == np.uint8:
                 fit_all(block)
+
+
+def as_codes(path: Path) -> None:
+    """A table of codes as `sample` reads it."""
+    with open(path, "rb") as stream:
+        for _ in read_codes(stream, str(path), 2, 10):
+            pass
 
 
 def load_state(path: Path) -> object:
@@ -208,6 +225,8 @@ def readers(trained: Trained) -> list[Reader]:
         Reader("d.npz", lambda path: data.load(str(path), "train", None, print), npz_forms(arrays, "images")),
         Reader("config.json", lambda path: read_config(str(path.parent)), [(text["config.json"], whole)]),
         Reader("metrics.jsonl", lambda path: read_metrics(str(path)), [(text["metrics.jsonl"], whole)]),
+        Reader("c.csv", as_codes, [(code_rows("csv"), whole)]),
+        Reader("c.jsonl", as_codes, [(code_rows("jsonl"), whole)]),
         Reader("p.png", lambda path: read_image(str(path)), picture_forms()),
     ]
 

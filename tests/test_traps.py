@@ -26,6 +26,8 @@ from vaecli.images import list_images
 
 __all__ = ["readers"]  # the fixture
 
+pytestmark = pytest.mark.soak
+
 RECORD = {"epoch": 1} | {f"{s}_{n}": 1.5 for s in ("train", "test") for n in ("loss", "reconstruction", "kl")}
 ZEROS = bytes(2**24)
 

@@ -26,9 +26,12 @@ class UsageError(VaeError):
 
 
 class DivergedError(VaeError):
-    """A loss that is not finite: exit 3."""
+    """A training that ran into numbers that are not finite, as `what` says: exit 3."""
 
     exit_code = 3
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"Training diverged: {what}. Begin anew with a smaller --lr and --overwrite.")
 
 
 class Interrupted(BaseException):

@@ -13,8 +13,9 @@ import torch
 from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata, Training
 from vaecli.errors import DivergedError, Interrupted, VaeError
-from vaecli.files import lock_folder, reason
+from vaecli.files import reason
 from vaecli.images import background_note, bright_backgrounds
+from vaecli.lock import lock_folder
 from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove_leftovers, run_files, write_config
@@ -214,16 +215,14 @@ class _Run:
             on_block=self.observer.advance,
         )
         if not terms.loss().isfinite().all():
-            raise DivergedError(f"Training diverged: the test loss of epoch {epoch} is not finite. Use a smaller --lr.")
+            raise DivergedError(f"the test loss of epoch {epoch} is not finite")
         return engine.Losses.mean_of(terms)
 
     def _require_finite(self, epoch: int) -> None:
         """A large gradient's square can overflow while the loss does not; no state with it could be read again."""
         moments = (value for state in self.trainer.optimizer.state.values() for value in state.values())
         if not all(value.isfinite().all() for value in (*self.model.parameters(), *moments)):
-            raise DivergedError(
-                f"Training diverged: Adam's moments are not finite after epoch {epoch}. Use a smaller --lr."
-            )
+            raise DivergedError(f"Adam's moments are not finite after epoch {epoch}")
 
     def _commit(self, epoch: int) -> None:
         """Put an epoch on disk. The state comes last: until it is there, the epoch has not happened."""
