@@ -212,7 +212,7 @@ def test_what_is_no_file_is_refused_at_once(
             monkeypatch.chdir(path.parent)  # its address must be short
             with socket.socket(socket.AF_UNIX) as server:
                 server.bind(reader.name)
-        if reader.name == "i.idx":  # `encode` takes what is no IDX file for an image
+        if reader.name in ("i.idx", "c.csv", "c.jsonl"):  # no IDX file is an image; codes may come from a pipe
             continue
         with pytest.raises(VaeError):
             reader.read(path)
