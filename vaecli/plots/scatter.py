@@ -156,7 +156,8 @@ def _name_classes(
 ) -> None:
     """Each class's name where it is dense and purest, for print without colour.
 
-    A name that would hide another, or a class of a few points, is left out.
+    A name that would hide another is left out, and that of a class of a few points, or of one that
+    is nowhere a third of what lies there.
     """
     size = 9 if side > 4 else 7.5
     names = {label: name for label, name in names.items() if len(groups[label]) >= 20 and len(groups) <= 30}
@@ -176,6 +177,8 @@ def _name_classes(
             x, y = float(centres[i]), float(centres[j])
             if merits[label][i, j] < 0.15 * merits[label].max():
                 break
+            if counts[label][i, j] < total[i, j] / 3:
+                continue
             if abs(x) + width < edge and all(abs(x - a) > width + c or abs(y - b) > height + d for a, b, c, d in taken):
                 taken.append((x, y, width, height))
                 halo = [withStroke(linewidth=2.5, foreground="white")]
