@@ -141,6 +141,9 @@ def train(
 def evaluate(
     ckpt: options.Checkpoint,
     split: options.Split = "test",
+    samples: options.Samples = 1,
+    importance_samples: options.ImportanceSamples = None,
+    knn: options.Knn = None,
     dataset: options.Dataset = None,
     data_dir: options.DataDir = None,
     seed: options.Seed = None,
@@ -148,22 +151,38 @@ def evaluate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure the negative ELBO on a split.
+    """Measure the negative ELBO on a split, and more.
 
     Prints means over all images in nats per image, with standard errors (_se): loss =
-    reconstruction + kl, one z sampled an image. bits_per_dim is loss / (784 ln 2).
+    reconstruction + kl, z sampled. bits_per_dim is loss / (784 ln 2). kl_per_dim adds up to kl;
+    active_units are the dimensions whose posterior mean varies between images.
+
+    log_likelihood is the importance-weighted bound on log p(x), from below. Of grey pixels it is
+    also a lower bound on the mean log p of dynamically binarised ones, and may be set beside
+    published numbers only as such; the loss of grey pixels may stand beside theirs as it is.
 
     \b
     Examples:
       vae test outputs/mnist-z2
       vae test outputs/mnist-z2 --split train
       vae test outputs/mnist-z2 --json | jq .loss
+      vae test outputs/mnist-z2 --knn 5
+      vae test outputs/mnist-z2 --importance-samples 100
     """
     from vaecli.services.evaluate import evaluate as service
 
     with console.observer(quiet) as observer:
         result = service(
-            ckpt, split=split, seed=seed, dataset=dataset, data_dir=data_dir, device=device, observer=observer
+            ckpt,
+            split=split,
+            samples=samples,
+            importance_samples=importance_samples,
+            knn=knn,
+            seed=seed,
+            dataset=dataset,
+            data_dir=data_dir,
+            device=device,
+            observer=observer,
         )
     console.answer_json(result) if json else console.answer_lines(result)
 

@@ -43,10 +43,12 @@ def answer_json(result: Any) -> None:
 
 
 def answer_lines(result: Any) -> None:
-    """A result dataclass as `key<TAB>value` lines, numbers with six decimals."""
+    """A result dataclass as `key<TAB>value` lines, numbers with six decimals, those of a list apart by spaces."""
     for name, value in dataclasses.asdict(result).items():
         if value is not None:
-            answer(f"{name}\t{value:.6f}" if isinstance(value, float) else f"{name}\t{value}")
+            values = value if isinstance(value, list) else [value]
+            shown = " ".join(f"{each:.6f}" if isinstance(each, float) else str(each) for each in values)
+            answer(f"{name}\t{shown}")
 
 
 def stdout() -> BinaryIO:

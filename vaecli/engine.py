@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vaecli.errors import VaeError
-from vaecli.loss import Terms, negative_elbo
+from vaecli.loss import Terms, kl, reconstruction
 from vaecli.model import ConvVAE, Gaussian
 from vaecli.runtime import NOISE_BLOCK, generator, noise
 
@@ -67,7 +67,7 @@ def blocks(images: Tensor) -> Iterator[tuple[int, Tensor]]:
     return enumerate(torch.split(images, NOISE_BLOCK))
 
 
-def _by_chunks(device: torch.device, compute: Callable[..., Iterable[Tensor]], *inputs: Tensor) -> list[Tensor]:
+def by_chunks(device: torch.device, compute: Callable[..., Iterable[Tensor]], *inputs: Tensor) -> list[Tensor]:
     """The tensors that `compute` makes of equally long inputs, a few images at a time, joined again."""
     size = CHUNK if device.type == "cpu" else NOISE_BLOCK
     parts = [compute(*chunk) for chunk in zip(*(torch.split(each, size) for each in inputs), strict=True)]
@@ -77,14 +77,14 @@ def _by_chunks(device: torch.device, compute: Callable[..., Iterable[Tensor]], *
 @torch.inference_mode()
 def encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
     """Posteriors of uint8 images (B, 28, 28), in float32 on the device. Raises VaeError if not finite."""
-    posterior = Gaussian(*_by_chunks(device, lambda chunk: model.encode(to_unit(chunk, device)), images))
+    posterior = Gaussian(*by_chunks(device, lambda chunk: model.encode(to_unit(chunk, device)), images))
     require_finite(posterior, "codes")
     return posterior
 
 
-def _posterior_noise(seed: int, block: int, count: int, z_dim: int) -> Tensor:
+def _posterior_noise(seed: int, block: int, count: int, z_dim: int, draw: int = 0) -> Tensor:
     """eps (count, Z) of one block of images, the same in every command that samples a posterior."""
-    return noise(seed, "posterior", block, z_dim)[:count]
+    return noise(seed, "posterior", block, z_dim, draw)[:count]
 
 
 def sample_posterior(posterior: Gaussian, seed: int, block: int, temperature: float = 1.0) -> Tensor:
@@ -113,7 +113,7 @@ def decode(model: ConvVAE, z: Tensor) -> Tensor:
         require_finite([logits], "pixels")
         return [to_bytes(logits)]
 
-    return _by_chunks(z.device, pixels, z)[0]
+    return by_chunks(z.device, pixels, z)[0]
 
 
 @torch.inference_mode()
@@ -123,23 +123,26 @@ def evaluate(
     *,
     seed: int,
     device: torch.device,
+    samples: int = 1,
     on_block: Callable[[int], None] = lambda images: None,
 ) -> Terms:
-    """Per-image terms (N,) on the CPU of uint8 images (N, 28, 28), in float32, one z sampled an image.
+    """Per-image terms (N,) on the CPU of uint8 images (N, 28, 28), in float32, averaged over `samples` of z.
 
     The noise depends on seed and position alone: not on the epoch, so that a curve over epochs has
     no noise from it, and not on a batch size.
     """
     model.eval()
 
-    def terms(chunk: Tensor, eps: Tensor) -> Terms:
+    def terms(chunk: Tensor, eps: Tensor) -> Terms:  # eps (B, S, Z)
         x = to_unit(chunk, device)
-        logits, posterior = model(x, eps)
-        return negative_elbo(logits, posterior, x)
+        posterior = model.encode(x)
+        draws = [reconstruction(model.decode(posterior.sample(each)), x) for each in eps.unbind(1)]
+        return Terms(torch.stack(draws).mean(0), kl(posterior))
 
     parts = []
     for block, chunk in blocks(images):
-        eps = _posterior_noise(seed, block, len(chunk), model.z_dim).to(device)
-        parts.append([term.cpu() for term in _by_chunks(device, terms, chunk, eps)])
+        draws = [_posterior_noise(seed, block, len(chunk), model.z_dim, draw) for draw in range(samples)]
+        eps = torch.stack(draws, dim=1).to(device)
+        parts.append([term.cpu() for term in by_chunks(device, terms, chunk, eps)])
         on_block(len(chunk))
     return Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))

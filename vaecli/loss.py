@@ -34,10 +34,15 @@ def reconstruction(logits: Tensor, images: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, images, reduction="none").sum(dim=(1, 2, 3))
 
 
-def kl(posterior: Gaussian) -> Tensor:
-    """KL(q(z|x) || N(0, I)) of each image (B,), in closed form (appendix B)."""
+def kl_per_dim(posterior: Gaussian) -> Tensor:
+    """KL(q(z|x) || N(0, I)) of each image and dimension (B, Z), in closed form (appendix B)."""
     mean, logvar = posterior
-    return -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(dim=1)
+    return -0.5 * (1 + logvar - mean.square() - logvar.exp())
+
+
+def kl(posterior: Gaussian) -> Tensor:
+    """KL(q(z|x) || N(0, I)) of each image (B,): over dimensions that are independent it adds up."""
+    return kl_per_dim(posterior).sum(dim=1)
 
 
 def negative_elbo(logits: Tensor, posterior: Gaussian, images: Tensor) -> Terms:

@@ -135,6 +135,19 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in th
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Try one batch of each step; write nothing.")]
 
+# Of test.
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Of z an image, over which its loss is averaged.")]
+ImportanceSamples = Annotated[
+    int | None,
+    typer.Option("--importance-samples", metavar="K", min=1, help="Take the K-sample bound on log p(x), too."),
+]
+Knn = Annotated[
+    int | None,
+    typer.Option(
+        "--knn", metavar="K", min=1, help="Guess test labels by the K training images with the nearest codes, too."
+    ),
+]
+
 # Of the others.
 Inputs = Annotated[
     list[str] | None,

@@ -72,9 +72,9 @@ def generator(
 NOISE_BLOCK = 1000  # images; fixed, so that the draws depend on no batch size and on no count
 
 
-def noise(seed: int, purpose: str, block: int, z_dim: int) -> torch.Tensor:
-    """Standard normal noise (1000, Z) of one block: rows `1000 * block` onwards of an endless table."""
-    return torch.randn(NOISE_BLOCK, z_dim, generator=generator(seed, purpose, block=block))
+def noise(seed: int, purpose: str, block: int, z_dim: int, draw: int = 0) -> torch.Tensor:
+    """Standard normal noise (1000, Z) of one block: rows `1000 * block` onwards of an endless table, one a draw."""
+    return torch.randn(NOISE_BLOCK, z_dim, generator=generator(seed, purpose, draw, block))
 
 
 @contextlib.contextmanager

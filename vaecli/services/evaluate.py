@@ -1,24 +1,30 @@
-"""`vae test`: the negative ELBO of a split, with standard errors."""
+"""`vae test`: the negative ELBO of a split and what else a reviewer asks for, with standard errors."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from vaecli import data, engine
-from vaecli.errors import VaeError
+from vaecli import data, engine, measures
+from vaecli.errors import DataError, UsageError, VaeError
 from vaecli.images import SIDE
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
-from vaecli.services.inputs import open_checkpoint, open_split
+from vaecli.services.inputs import Opened, open_checkpoint, open_split
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over all images of a split in nats per image, one z sampled an image, never the mean.
+    """Means over all images of a split in nats per image, z sampled, never the mean.
 
     `loss` is the negative ELBO, reconstruction + kl, unweighted. The `_se` are standard errors of
-    the means over images: the deviation between images divided by the root of their number.
+    the means over images: the deviation between images divided by the root of their number. What
+    was not asked for is None.
+
+    `log_likelihood` is the importance-weighted bound on log p(x). For grey pixels it is a lower bound
+    on the mean log p of pixels drawn as 0 or 1 with the grey value's probability, no more: the loss
+    is linear in the pixels, but the logarithm of a sum is not.
     """
 
     loss: float
@@ -28,6 +34,14 @@ class Evaluation:
     reconstruction_se: float
     kl_se: float
     bits_per_dim: float  # loss / (784 ln 2)
+    kl_per_dim: list[float]  # sums to kl
+    active_units: int  # dimensions whose posterior mean varies over images by more than 0.01
+    samples: int  # of z an image
+    log_likelihood: float | None
+    log_likelihood_se: float | None
+    importance_samples: int | None
+    knn_accuracy: float | None  # share of test labels that the nearest training means vote for
+    knn: int | None  # neighbours
     images: int
     split: str
     dataset: str
@@ -39,23 +53,39 @@ def evaluate(
     checkpoint: str,
     *,
     split: data.SplitName = "test",
+    samples: int = 1,
+    importance_samples: int | None = None,
+    knn: int | None = None,
     seed: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
     observer: Observer | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint on a split. Raises CheckpointError or DataError."""
+    """Evaluate a checkpoint on a split. Raises CheckpointError, DataError, or UsageError."""
+    if knn and split == "train":
+        raise UsageError("--knn looks for test images among the training images. Leave out --split train.")
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
-    images = open_split(opened, dataset, split, data_dir, observer).images
-    observer.begin("test", len(images))
+    chosen = open_split(opened, dataset, split, data_dir, observer)
+    images = chosen.images
+    neighbours = _training_split(opened, chosen, knn, dataset, data_dir, observer) if knn else None
+    arguments: Any = {"seed": opened.seed(seed), "device": opened.device, "on_block": observer.advance}
+    accuracy = bound = None
     with memory_errors(opened.device):
-        terms = engine.evaluate(
-            opened.model, images, seed=opened.seed(seed), device=opened.device, on_block=observer.advance
-        )
-    if not terms.loss().isfinite().all():
-        raise VaeError(f"The loss of {opened.path} on {split} images is not finite. Use another checkpoint.")
+        observer.begin("test", len(images))
+        terms = engine.evaluate(opened.model, images, samples=samples, **arguments)
+        if not terms.loss().isfinite().all():
+            raise VaeError(f"The loss of {opened.path} on {split} images is not finite. Use another checkpoint.")
+        usage = measures.latent_usage(opened.model, images, opened.device)
+        _note_unused(usage, observer)
+        if knn and neighbours:
+            observer.begin("nearest neighbours", len(neighbours.images) + len(images))
+            accuracy = _knn_accuracy(opened, neighbours, chosen, knn, observer)
+        if importance_samples:
+            observer.begin("importance sampling", len(images) * importance_samples)
+            bound = measures.log_likelihood(opened.model, images, draws=importance_samples, **arguments)
+            engine.require_finite([bound], "likelihoods")
     means = engine.Losses.mean_of(terms)
     return Evaluation(
         loss=means.loss,
@@ -65,12 +95,55 @@ def evaluate(
         reconstruction_se=_standard_error(terms.reconstruction),
         kl_se=_standard_error(terms.kl),
         bits_per_dim=means.loss / (SIDE * SIDE * math.log(2)),
+        kl_per_dim=usage.kl_per_dim.tolist(),
+        active_units=usage.active_units(),
+        samples=samples,
+        log_likelihood=None if bound is None else float(bound.mean()),
+        log_likelihood_se=None if bound is None else _standard_error(bound),
+        importance_samples=importance_samples,
+        knn_accuracy=accuracy,
+        knn=knn,
         images=len(images),
         split=split,
         dataset=dataset or opened.metadata.data.dataset,
         checkpoint=opened.path,
         seed=opened.seed(seed),
     )
+
+
+def _training_split(
+    opened: Opened, test: data.Split, knn: int, dataset: str | None, data_dir: str | None, observer: Observer
+) -> data.Split:
+    train = open_split(opened, dataset, "train", data_dir, observer)
+    if train.labels is None or test.labels is None:
+        raise DataError(f"{dataset or opened.metadata.data.dataset} has no labels to compare. Leave out --knn.")
+    if knn > len(train.images):
+        raise DataError(f"There are only {len(train.images):,} training images. Use a smaller --knn.")
+    return train
+
+
+def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int, observer: Observer) -> float:
+    def means(split: data.Split) -> torch.Tensor:
+        found = []
+        for _, images in engine.blocks(split.images):
+            found.append(engine.encode(opened.model, images, opened.device).mean.cpu())
+            observer.advance(len(images))
+        return torch.cat(found)
+
+    assert train.labels is not None
+    assert test.labels is not None
+    return measures.knn_accuracy(means(train), train.labels, means(test), test.labels, knn)
+
+
+def _note_unused(usage: measures.Usage, observer: Observer) -> None:
+    z_dim, active = len(usage.variance), usage.active_units()
+    if not active:
+        observer.note(
+            "The latent space has collapsed: all images get the same code, so the decoder draws one picture for all. "
+            "Train anew with another --seed or a smaller --beta."
+        )
+    elif active < z_dim:
+        observer.note(f"{z_dim - active} of the {z_dim} dimensions tell nothing of the image: its code is 0 there.")
 
 
 def _standard_error(values: torch.Tensor) -> float:
