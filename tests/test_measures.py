@@ -43,7 +43,7 @@ def lively(trained: Trained) -> tuple[ConvVAE, checkpoint.Metadata]:
 
 
 def log_prob(distribution: Distribution, value: Tensor) -> Tensor:
-    density: Tensor = distribution.log_prob(value)  # type: ignore[no-untyped-call]
+    density: Tensor = distribution.log_prob(value)
     return density
 
 
