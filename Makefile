@@ -61,7 +61,7 @@ results-z2 results-z4: results-z%: install ## One of them
 
 .PHONY: test
 test: install ## Run the tests, with coverage
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
 
 .PHONY: soak
 soak: install ## Attack it for longer: kill FAULTS=200 trainings, read FUZZ=100000 damaged files

@@ -225,7 +225,7 @@ def test_test_prints_the_same_as_lines_and_json(ckpt: str, invoke: Invoke) -> No
     assert list(lines) == list(answer)
     assert list(answer) == [
         "loss", "reconstruction", "kl", "loss_se", "reconstruction_se", "kl_se", "bits_per_dim",
-        "images", "split", "dataset", "checkpoint", "seed",
+        "kl_per_dim", "active_units", "samples", "images", "split", "dataset", "checkpoint", "seed",
     ]  # fmt: skip
     for key, value in answer.items():
         assert lines[key] == (f"{value:.6f}" if isinstance(value, float) else str(value))
