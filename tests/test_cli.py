@@ -228,7 +228,8 @@ def test_test_prints_the_same_as_lines_and_json(ckpt: str, invoke: Invoke) -> No
         "kl_per_dim", "active_units", "samples", "images", "split", "dataset", "checkpoint", "seed",
     ]  # fmt: skip
     for key, value in answer.items():
-        assert lines[key] == (f"{value:.6f}" if isinstance(value, float) else str(value))
+        values = value if isinstance(value, list) else [value]
+        assert lines[key] == " ".join(f"{each:.6f}" if isinstance(each, float) else str(each) for each in values)
     assert (answer["images"], answer["split"], answer["checkpoint"]) == (150, "test", ckpt)
 
 
