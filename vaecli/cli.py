@@ -356,13 +356,13 @@ def scatter(
     _check_json(json, output)
     from vaecli.services.scatter import scatter as service
 
-    with console.observer(quiet, bars=output != "-") as observer:
+    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
         result = service(
             ckpt,
             output=_target(output),
             form=form,
             split=split,
-            dims=None if dims is None else tuple(map(int, dims.split(","))),
+            dims=_integers(dims),
             limit=limit,
             pca=pca,
             manifold=manifold,
@@ -409,7 +409,7 @@ def curves(
         raise UsageError(f"A .csv holds all metrics as they are. Leave out {names}.")
     from vaecli.services.curves import curves as service
 
-    with console.observer(quiet, bars=output != "-"):
+    with console.observer(quiet, bars=console.bars_fit(output)):
         result = service(runs, output=_target(output), form=form, metric=metric, log_scale=log_scale)
     _answer_output(result, json)
 

@@ -39,7 +39,7 @@ def convolve_to_one(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """`layer(h)` for a layer with one output channel, stride 1 and no padding: (B, C, H, W) -> (B, 1, H', W').
 
     oneDNN computes at least 16 output channels and drops what is too much: for conv3 6.4 forward and
-    8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, 2.1 and 2.8.
+    8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, here 2.1 and 1.7.
     """
     if h.device.type != "cpu":
         return layer(h)  # type: ignore[no-any-return]

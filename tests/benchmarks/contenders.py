@@ -5,6 +5,7 @@ in memory to numbers, codes or images in memory.
 """
 
 import tempfile
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -238,4 +239,9 @@ class Pythae:
             self.sampler.sample(self.samples, batch_size=BATCH).mul(255).round().byte().cpu()
 
 
-CONTENDERS = {"tutorial": Tutorial, "vae fp32": Vae, "vae bf16": VaeBf16, "pythae": Pythae}
+CONTENDERS: dict[str, Callable[..., Contender]] = {
+    "tutorial": Tutorial,
+    "vae fp32": Vae,
+    "vae bf16": VaeBf16,
+    "pythae": Pythae,
+}

@@ -101,7 +101,7 @@ def matmul_rate(device: str, bf16: bool) -> float:
     return 2.0 * size**3 / statistics.median(times[2:])
 
 
-def flops(device: str) -> dict[str, float]:
+def flops() -> dict[str, float]:
     """FLOP an image of each task, counted by torch on the plain layers."""
     import torch
     from contenders import Z_DIM, PlainVAE
@@ -198,7 +198,7 @@ def main() -> None:
         print("pythae is not installed: pip install '.[bench]'", file=sys.stderr)
     rates = {name: matmul_rate(device.type, name == "bf16") for name in ("fp32", "bf16")}
     seconds, memory = measure(names, sizes, str(device))
-    rows = table(seconds, sizes, flops(str(device)), rates)
+    rows = table(seconds, sizes, flops(), rates)
     about = {
         "processor": processor(),
         "threads": torch.get_num_threads(),

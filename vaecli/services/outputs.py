@@ -51,6 +51,11 @@ def guard_folder(output: str | BinaryIO, *sources: str) -> None:
         return
     if os.path.exists(os.path.join(output, CONFIG)):
         raise VaeError(f"{output} is a run folder. Name a file or a folder in it with -o.")
+    refuse_inside(output, "output", *sources)
+
+
+def refuse_inside(folder: str, what: str, *sources: str) -> None:
+    """Raise VaeError if the folder, `what` it is for people, lies where its pictures would become data of `sources`."""
     for root in (root for source in sources for root in image_roots(source)):
-        if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(root)):
-            raise VaeError(f"The output {output} lies inside the data set {root}. Choose another -o.")
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
+            raise VaeError(f"The {what} {folder} lies inside the data set {root}. Choose another -o.")

@@ -6,7 +6,6 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from pathlib import Path
 
 import torch
 
@@ -21,7 +20,7 @@ from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove_leftovers, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
 from vaecli.services import Observer
-from vaecli.services.outputs import refuse_stray_link
+from vaecli.services.outputs import refuse_inside, refuse_stray_link
 from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
 from vaecli.sources import image_roots
 from vaecli.training import Trainer
@@ -75,7 +74,7 @@ def _train(
         settings = settings_of_run(folder, settings, typed)
     elif present and not overwrite:
         raise VaeError(f"{folder} holds a run. Use --resume to go on, --overwrite to replace it, or another -o.")
-    _refuse_inside(folder, settings.dataset)
+    refuse_inside(folder, "run folder", settings.dataset)
     device = choose_device(settings.device)
     be_exact(device)
     settings = dataclasses.replace(settings, precision=choose_precision(settings.precision, device))
@@ -277,13 +276,6 @@ class _Run:
 
     def _training(self) -> Training:
         return Training(**{field.name: getattr(self.settings, field.name) for field in dataclasses.fields(Training)})
-
-
-def _refuse_inside(folder: str, dataset: str) -> None:
-    """Pictures in a run folder inside an image folder would become part of the data set."""
-    for root in image_roots(dataset):
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
-            raise VaeError(f"The run folder {folder} lies inside the data set {root}. Choose another -o.")
 
 
 def _note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
