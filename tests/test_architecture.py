@@ -24,7 +24,7 @@ LAYERS = (
     {"services"},
     {"training", "measures"},
     {"engine", "data", "checkpoint", "codes", "plots.scatter", "plots.curves"},
-    {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent"},
+    {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
     {"loss"},
     {"model"},
     {"lock"},

@@ -105,6 +105,8 @@ def test_version(invoke: Invoke) -> None:
         ["train", "--lr", "0"],
         ["train", "--beta", "-1"],
         ["train", "--beta", "nan"],
+        ["train", "--lr-schedule", "linear"],
+        ["train", "--kl-warmup", "-1"],
         ["train", "--epochs", "0"],
         ["train", "--batch-size", "0"],
         ["train", "--checkpoint-every", "0"],

@@ -18,6 +18,7 @@ def record(epoch: int, seconds: float | None = 1.5) -> EpochRecord:
 def test_the_defaults_are_the_tutorials_recipe() -> None:
     recipe = Settings()
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.beta) == (50, 100, 0.001, 1.0)
+    assert (recipe.lr_schedule, recipe.kl_warmup) == ("constant", 0)
     assert (recipe.dataset, recipe.z_dim, recipe.checkpoint_every, recipe.log_interval) == ("mnist", 2, 10, 200)
 
 
@@ -45,6 +46,9 @@ def test_config_round_trip(tmp_path: Path) -> None:
         {"lr": -1.0},
         {"lr": float("nan")},
         {"beta": -0.1},
+        {"lr_schedule": "linear"},
+        {"kl_warmup": -1},
+        {"kl_warmup": 10**9},
         {"seed": -1},
         {"precision": "x"},
         {"device": "meta"},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import DIGITS, TINY
 from PIL import Image
+from test_checkpoint import join, split
 
 from vaecli import checkpoint, engine
 from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
@@ -62,7 +63,16 @@ def test_equal_settings_give_equal_bytes(trained: Trained, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 1}, {"lr": 0.002}, {"beta": 0.5}, {"batch_size": 49}, {"precision": "bf16"}]
+    "other",
+    [
+        {"seed": 1},
+        {"lr": 0.002},
+        {"beta": 0.5},
+        {"batch_size": 49},
+        {"precision": "bf16"},
+        {"lr_schedule": "cosine"},
+        {"kl_warmup": 1},
+    ],
 )
 def test_every_setting_matters(trained: Trained, tmp_path: Path, other: dict[str, object]) -> None:
     result = run(tmp_path / "run", settings=other)
@@ -93,11 +103,14 @@ def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path, device: str) -> No
     assert json.loads((tmp_path / "halves/config.json").read_text())["epochs"] == 4
 
 
-def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", 4, settings={"checkpoint_every": 1})
+@pytest.mark.parametrize("schedule", [{}, {"lr_schedule": "cosine", "kl_warmup": 3}], ids=["recipe", "changing"])
+def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(
+    tmp_path: Path, schedule: dict[str, object]
+) -> None:
+    whole = run(tmp_path / "whole", 4, settings={"checkpoint_every": 1} | schedule)
     stop = Stop(epoch=3)
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", 4, observer=stop)
+        run(tmp_path / "run", 4, settings=schedule, observer=stop)
     assert sorted(os.listdir(tmp_path / "run")) == [
         "check2.safetensors", "config.json", "metrics.jsonl", "state.safetensors",
     ]  # fmt: skip
@@ -156,6 +169,8 @@ def test_lost_metrics_come_back_without_their_speeds(trained: Trained, tmp_path:
         {"lr": 0.5},
         {"batch_size": 10},
         {"beta": 2.0},
+        {"lr_schedule": "cosine"},
+        {"kl_warmup": 1},
         {"seed": 5},
         {"dataset": "mnist"},
         {"precision": "bf16"},
@@ -168,6 +183,46 @@ def test_a_typed_option_that_differs_is_wrong_usage(trained: Trained, tmp_path: 
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} "):
         run(folder, 3, settings=other, resume=True, typed={name, "epochs"})
     run(folder, 2, settings=other, resume=True, typed={"epochs"})  # not typed, so the run's own holds
+
+
+def test_the_end_of_a_cosine_cannot_be_moved(tmp_path: Path) -> None:
+    """Its learning rate depends on the total; that of a warm-up does not."""
+    cosine, folder = {"lr_schedule": "cosine"}, tmp_path / "cosine"
+    first = run(folder, settings=cosine)
+    for epochs in (1, 3):
+        with pytest.raises(UsageError, match=rf"--epochs {epochs} is not the run's \(2\), at which"):
+            run(folder, epochs, resume=True, typed={"epochs"})
+    assert weights(run(folder, 2, resume=True, typed={"epochs"})) == weights(first)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"epochs": 3}))
+    with pytest.raises(VaeError, match="with other settings"):
+        run(folder, resume=True)
+
+    warm = run(tmp_path / "warm", settings={"kl_warmup": 2})
+    assert weights(run(tmp_path / "warm", 3, resume=True, typed={"epochs"})) != weights(warm)
+
+
+def test_a_warm_up_past_the_end_is_said(tmp_path: Path) -> None:
+    for epochs, said in ((1, True), (2, False)):
+        heard = Stop(epoch=99)
+        train(dataclasses.replace(SETTINGS, epochs=epochs, kl_warmup=1), str(tmp_path), dry_run=True, observer=heard)
+        assert any("full weight after epoch 1 only" in note for note in heard.notes) == said
+
+
+def test_a_run_from_before_schedules_goes_on(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    del config["lr_schedule"], config["kl_warmup"]
+    (folder / "config.json").write_text(json.dumps(config))
+    later = {"lr_schedule", "kl_warmup"}
+    for name in ("check2.safetensors", "state.safetensors"):
+        header, values = split((folder / name).read_bytes())
+        metadata = json.loads(header["__metadata__"]["vae"])
+        metadata["training"] = {key: value for key, value in metadata["training"].items() if key not in later}
+        header["__metadata__"]["vae"] = json.dumps(metadata)
+        (folder / name).write_bytes(join(header, values))
+    assert checkpoint.read_metadata(str(folder / "check2.safetensors")).training.lr_schedule == "constant"
+    assert weights(run(folder, 3, resume=True, typed={"epochs"})) == weights(run(tmp_path / "whole", 3))
 
 
 def test_a_typed_option_that_is_the_same_is_fine(trained: Trained, tmp_path: Path) -> None:

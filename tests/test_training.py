@@ -7,23 +7,26 @@ from vaecli import data, engine
 from vaecli.errors import DivergedError
 from vaecli.loss import negative_elbo
 from vaecli.runtime import be_exact, generator
+from vaecli.schedule import Schedule
 from vaecli.training import Trainer
 
 CPU = torch.device("cpu")
+RECIPE = Schedule(1e-3)
+CHANGING = Schedule(3e-3, beta=2.0, cosine_epochs=4, kl_warmup=3)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def trainer(
     images: torch.Tensor,
     batch_size: int,
-    lr: float = 1e-3,
+    schedule: Schedule = RECIPE,
     *,
     seed: int = 0,
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> Trainer:
     model = engine.prepare(engine.new_model(2, seed), device)
-    return Trainer(model, images.to(device), lr=lr, batch_size=batch_size, bf16=bf16)
+    return Trainer(model, images.to(device), schedule=schedule, batch_size=batch_size, bf16=bf16)
 
 
 def everything(trained: Trainer) -> list[torch.Tensor]:
@@ -34,31 +37,37 @@ def everything(trained: Trainer) -> list[torch.Tensor]:
 
 def test_epoch_mean_weighs_images_and_not_batches(digits: data.Split) -> None:
     """With a learning rate of nothing, any batch size sees the same model, a short last batch included."""
-    whole, ragged = (trainer(digits.images, batch_size, lr=1e-12).epoch(1, 0) for batch_size in (150, 40))
+    whole, ragged = (trainer(digits.images, batch_size, Schedule(1e-12)).epoch(1, 0) for batch_size in (150, 40))
     assert ragged.loss == pytest.approx(whole.loss, abs=1e-4)
     assert ragged.loss == pytest.approx(ragged.reconstruction + ragged.kl, abs=1e-12)
 
 
-def test_training_equals_the_tutorials_loop(digits: data.Split) -> None:
-    """One epoch of ours against plain code with default Adam, the same order and the same noise."""
+@pytest.mark.parametrize("schedule", [RECIPE, CHANGING], ids=["recipe", "changing"])
+def test_training_equals_the_tutorials_loop(digits: data.Split, schedule: Schedule) -> None:
+    """Two epochs of ours against plain code with default Adam, the same order and the same noise."""
     images, seed = digits.images, 3
-    ours = trainer(images, 40, seed=seed)
-    losses = ours.epoch(1, seed)
+    ours = trainer(images, 40, schedule, seed=seed)
+    losses = [ours.epoch(epoch, seed).loss for epoch in (1, 2)]
 
     plain = engine.new_model(2, seed)
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    order = torch.randperm(len(images), generator=generator(seed, "permutation", 1))
-    eps = torch.randn(len(images), 2, generator=generator(seed, "training noise", 1))
-    total = 0.0
-    for start in range(0, len(images), 40):
-        x = images[order[start : start + 40]].unsqueeze(1) / 255
-        logits, posterior = plain(x, eps[start : start + 40])
-        loss = negative_elbo(logits, posterior, x).loss().mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += loss.item() * len(x)
-    assert losses.loss == pytest.approx(total / len(images), abs=1e-2)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=schedule.lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4 * 4)
+    for epoch, ours_said in enumerate(losses):
+        order = torch.randperm(len(images), generator=generator(seed, "permutation", epoch + 1))
+        eps = torch.randn(len(images), 2, generator=generator(seed, "training noise", epoch + 1))
+        total = 0.0
+        for start in range(0, len(images), 40):
+            x = images[order[start : start + 40]].unsqueeze(1) / 255
+            logits, posterior = plain(x, eps[start : start + 40])
+            terms = negative_elbo(logits, posterior, x)
+            weight = 1.0 if schedule == RECIPE else 2.0 * min(1, (epoch + start / 40 / 4) / 3)
+            optimizer.zero_grad()
+            (terms.reconstruction + weight * terms.kl).mean().backward()
+            optimizer.step()
+            if schedule != RECIPE:
+                cosine.step()
+            total += terms.loss().sum().item()
+        assert ours_said == pytest.approx(total / len(images), abs=1e-2)
     for one, other in zip(ours.model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
 
@@ -79,7 +88,7 @@ def test_steps_are_reported_with_a_loss_every_interval(digits: data.Split) -> No
 
 def test_divergence_names_epoch_and_step(digits: data.Split) -> None:
     with pytest.raises(DivergedError, match=r"epoch 7, step 2\b.*--lr"):
-        trainer(digits.images, 40, lr=1e30).epoch(7, 0)
+        trainer(digits.images, 40, Schedule(1e30)).epoch(7, 0)
 
 
 def test_bf16_is_near_and_stays_out_of_weights_and_losses(digits: data.Split) -> None:

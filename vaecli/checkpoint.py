@@ -42,6 +42,8 @@ class Training:
     lr: float
     precision: str
     seed: int
+    lr_schedule: str = "constant"  # the first weights files had neither of these
+    kl_warmup: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ class Terms(NamedTuple):
     reconstruction: Tensor  # (B,) nats per image
     kl: Tensor  # (B,) nats per image
 
-    def loss(self, beta: float = 1.0) -> Tensor:
-        """Negative ELBO of each image (B,); `beta` weighs the KL term (Higgins et al., 2017)."""
-        return self.reconstruction + beta * self.kl
+    def loss(self, kl_weight: float | Tensor = 1.0) -> Tensor:
+        """Negative ELBO of each image (B,); with another weight of the KL term an objective, and no ELBO."""
+        return self.reconstruction + kl_weight * self.kl
 
 
 def reconstruction(logits: Tensor, images: Tensor) -> Tensor:

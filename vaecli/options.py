@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+LrSchedule = Literal["constant", "cosine"]
 SplitName = Literal["train", "test"]
 Precision = Literal["auto", "fp32", "bf16"]
 CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
@@ -118,6 +119,19 @@ Epochs = Annotated[
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")]
 LearningRate = Annotated[float, typer.Option("--lr", callback=_positive, help="Adam's learning rate.")]
 Beta = Annotated[float, typer.Option("--beta", callback=_not_negative, help="Weight of the KL term in the objective.")]
+TrainLrSchedule = Annotated[
+    LrSchedule, typer.Option("--lr-schedule", help="cosine: the learning rate falls to 0 at the last epoch.")
+]
+KlWarmup = Annotated[
+    int,
+    typer.Option(
+        "--kl-warmup",
+        metavar="EPOCHS",
+        min=0,
+        max=25000,
+        help="Let the KL term's weight grow from 0 in so many epochs.",
+    ),
+]
 OutputDir = Annotated[
     str | None,
     typer.Option(

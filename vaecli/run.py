@@ -35,6 +35,8 @@ class Settings:
     batch_size: int = 100
     lr: float = 0.001
     beta: float = 1.0  # weight of the KL term in the objective; reported losses are unweighted
+    lr_schedule: str = "constant"  # or cosine: down to 0 at the last epoch
+    kl_warmup: int = 0  # epochs over which the KL term's weight grows from 0 to beta
     seed: int = 0
     dataset: str = "mnist"  # as typed
     data_dir: str | None = None  # as typed
@@ -51,6 +53,8 @@ class Settings:
             "batch_size": self.batch_size >= 1,
             "lr": 0 < self.lr < math.inf,
             "beta": 0 <= self.beta < math.inf,
+            "lr_schedule": self.lr_schedule in ("constant", "cosine"),
+            "kl_warmup": 0 <= self.kl_warmup <= MAX_EPOCHS,
             "seed": self.seed >= 0,
             "precision": self.precision in ("auto", "fp32", "bf16"),
             "device": re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?|mps", self.device) is not None,
@@ -77,6 +81,7 @@ def read_config(folder: str) -> Settings:
         raise VaeError(f"{path} was made by a newer vae (format {version}). Upgrade vaecli.")
     if type(version) is not int or version != FORMAT:
         raise VaeError(f"{path} is damaged: no format {FORMAT}. Begin anew with --overwrite.")
+    values = {"lr_schedule": "constant", "kl_warmup": 0} | values  # the first runs had neither of these
     for field in dataclasses.fields(Settings):
         if field.name not in values:
             raise VaeError(f"{path} is damaged: no field '{field.name}'. Begin anew with --overwrite.")

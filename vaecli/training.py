@@ -17,6 +17,7 @@ from vaecli.errors import DivergedError
 from vaecli.loss import Terms, negative_elbo
 from vaecli.model import ConvVAE
 from vaecli.runtime import generator
+from vaecli.schedule import Schedule
 
 
 class Trainer:
@@ -25,20 +26,25 @@ class Trainer:
     Arguments:
         model: on the device of the images, see `engine.prepare`.
         images: a split, uint8 (N, 28, 28).
-        lr: Adam's learning rate.
+        schedule: learning rate and weight of the KL term in the objective; the losses returned are unweighted.
         batch_size: images a step; the last batch of an epoch may be shorter.
-        beta: weight of the KL term in the objective; the losses returned are unweighted.
         bf16: whether the convolutions run in bfloat16; weights, Adam and losses are float32 always.
     """
 
     def __init__(
-        self, model: ConvVAE, images: Tensor, *, lr: float, batch_size: int, beta: float = 1.0, bf16: bool = False
+        self, model: ConvVAE, images: Tensor, *, schedule: Schedule, batch_size: int, bf16: bool = False
     ) -> None:
-        self.model, self.images, self.batch_size, self.beta, self.bf16 = model, images, batch_size, beta, bf16
+        self.model, self.images, self.schedule, self.batch_size, self.bf16 = model, images, schedule, batch_size, bf16
         self.device = images.device
-        # One kernel for all parameters; on a GPU it keeps its step count there, as a graph needs it.
-        on_cuda = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True, capturable=on_cuda)
+        # On a GPU what changes from step to step, Adam's count included, lies there, where a graph reads it.
+        self._on_cuda = self.device.type == "cuda"
+        self._kl_weight = torch.tensor(schedule.kl_weight_after(0), device=self.device)
+        self.optimizer = torch.optim.Adam(  # fused: one kernel for all parameters
+            model.parameters(),
+            lr=torch.tensor(schedule.lr, device=self.device) if self._on_cuda else schedule.lr,
+            fused=True,
+            capturable=self._on_cuda,
+        )
         self._graph: _Graph | None = None
 
     def epoch(
@@ -58,8 +64,10 @@ class Trainer:
         order, eps = self._draw(epoch, seed)
         seen = torch.empty(2, count, device=self.device)  # read at each log interval and at the end only
         self.model.train()
-        for step, start in enumerate(range(0, count, self.batch_size), 1):
+        starts = range(0, count, self.batch_size)
+        for step, start in enumerate(starts, 1):
             batch = slice(start, min(start + self.batch_size, count))
+            self._follow_schedule(epoch - 1 + (step - 1) / len(starts))
             seen[:, batch] = self._run(order[batch], eps[batch])
             size = batch.stop - start
             if log_interval and step % log_interval == 0:
@@ -78,6 +86,15 @@ class Trainer:
         eps = torch.randn(count, z_dim, generator=generator(seed, "training noise", epoch, device=place), device=place)
         return order.to(self.device), eps.to(self.device)
 
+    def _follow_schedule(self, epochs: float) -> None:
+        """Set the next step's learning rate and KL weight, `epochs` into the training."""
+        if self.schedule.kl_warmup:
+            self._kl_weight.fill_(self.schedule.kl_weight_after(epochs))
+        if self.schedule.cosine_epochs:
+            lr = self.schedule.lr_after(epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["lr"].fill_(lr) if self._on_cuda else lr
+
     def _run(self, index: Tensor, eps: Tensor) -> Tensor:
         """The terms (2, B) of a step on the images at `index` (B,)."""
         if self.device.type == "cuda" and len(index) == self.batch_size:  # pragma: no cover-cuda
@@ -92,7 +109,7 @@ class Trainer:
             logits, posterior = self.model(x, eps)
         terms = negative_elbo(logits, posterior, x)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss(self.beta).mean().backward()  # type: ignore[no-untyped-call]
+        terms.loss(self._kl_weight).mean().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return torch.stack([term.detach() for term in terms])
 

@@ -19,6 +19,7 @@ from vaecli import data, engine
 from vaecli.allocator import keep_freed_memory
 from vaecli.loss import Terms
 from vaecli.runtime import NOISE_BLOCK, be_exact, noise
+from vaecli.schedule import Schedule
 from vaecli.training import Trainer
 
 Z_DIM, BATCH, SEED = 4, 100, 0
@@ -137,7 +138,7 @@ class Vae:
         self.samples, self.device = samples, device
         self.model = engine.prepare(engine.new_model(Z_DIM, SEED), device)
         self.train_images, self.test_images = train.images.to(device), test.images.to(device)
-        self.trainer = Trainer(self.model, self.train_images, lr=1e-3, batch_size=BATCH, bf16=bf16)
+        self.trainer = Trainer(self.model, self.train_images, schedule=Schedule(1e-3), batch_size=BATCH, bf16=bf16)
         self.epochs = 0
 
     def train(self) -> None:

@@ -40,6 +40,11 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
         if chosen != used and not (name in ("dataset", "data_dir") and _same_path(chosen, used)):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} {chosen} is not the run's ({used}). Leave it out, or use another -o.")
+    if saved.lr_schedule == "cosine" and "epochs" in typed and settings.epochs != saved.epochs:
+        raise UsageError(
+            f"--epochs {settings.epochs} is not the run's ({saved.epochs}), at which its learning rate reaches 0. "
+            "Leave it out, or use another -o."
+        )
     return dataclasses.replace(saved, **{name: getattr(settings, name) for name in typed & CHANGEABLE})
 
 

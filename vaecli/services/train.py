@@ -19,6 +19,7 @@ from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove_leftovers, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
+from vaecli.schedule import Schedule
 from vaecli.services import Observer
 from vaecli.services.outputs import refuse_inside, refuse_stray_link
 from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
@@ -125,9 +126,13 @@ class _Run:
         self.trainer = Trainer(
             self.model,
             self.train_images,
-            lr=settings.lr,
+            schedule=Schedule(
+                lr=settings.lr,
+                beta=settings.beta,
+                cosine_epochs=settings.epochs if settings.lr_schedule == "cosine" else None,
+                kl_warmup=settings.kl_warmup,
+            ),
             batch_size=settings.batch_size,
-            beta=settings.beta,
             bf16=settings.precision == "bf16",
         )
         self.history: list[EpochRecord] = []
@@ -139,13 +144,18 @@ class _Run:
             f"{len(self.train_images):,} training and {len(self.test_images):,} test images; "
             f"{device}, {settings.precision}."
         )
+        if settings.kl_warmup >= settings.epochs:
+            observer.note(f"The KL term has its full weight after epoch {settings.kl_warmup} only, past the end.")
 
     def restore(self) -> None:
         """Go back to the end of the last finished epoch. Raises VaeError if the state is of another run."""
         metadata = checkpoint.load_state(os.path.join(self.folder, STATE), self.model, self.trainer.optimizer)
         if metadata.data != self.source:
             raise VaeError(f"The data set '{self.settings.dataset}' has changed since the run began. Restore it.")
-        if dataclasses.replace(metadata.training, epochs=self.settings.epochs) != self._training():
+        before, epochs = metadata.training, self.settings.epochs
+        if before.lr_schedule == "constant":  # else the total is part of the schedule
+            before = dataclasses.replace(before, epochs=epochs)
+        if before != self._training():
             raise VaeError(
                 f"{os.path.join(self.folder, STATE)} was made with other settings than {CONFIG}. Use --overwrite."
             )
