@@ -7,6 +7,10 @@ SHELL := bash
 PYTHON ?= python3
 DATASET ?= mnist
 SEED ?= 0
+SEEDS ?= 1
+IMPORTANCE ?= 1000
+KNN ?= 5
+PRECISION ?= auto
 FAULTS ?= 200
 FUZZ ?= 100000
 BIN := .venv/bin
@@ -23,7 +27,7 @@ train: OUT ?= outputs/$(NAME)-z$(Z_DIM)
 
 .PHONY: help
 help: ## Show this list
-	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0]"
+	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0] [PRECISION=auto]"
 	@awk -F ':.*## ' '/^[a-z0-9 %-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
@@ -37,7 +41,7 @@ install: .venv/installed ## Make .venv with the package and its development tool
 
 # All six commands on one run; figures and tables lie beside the weights.
 define all_six
-$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) -o '$(OUT)'
+$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) --precision $(PRECISION) -o '$(OUT)'
 $(VAE) test '$(OUT)' | tee '$(OUT)/test.tsv'
 $(VAE) encode '$(OUT)' -o '$(OUT)/codes.csv'
 $(VAE) sample '$(OUT)' --from train -o '$(OUT)/samples.png'
@@ -51,13 +55,28 @@ demo: install ## Train z_dim 4 for 5 epochs, then use all six commands, into out
 
 .PHONY: train
 train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
-	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) -o '$(OUT)'
+	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) --precision $(PRECISION) -o '$(OUT)'
+
+# Seeds 0 to SEEDS - 1: runs outputs/mnist-z2, outputs/mnist-z2-seed1 and so on. What is done is not done again.
+# Here OUT is what all names begin with. KNN= leaves the neighbours out, which need labels.
+RESULTS = $(or $(OUT),outputs/$(NAME))
+further_seeds = $(shell i=1; while [ $$i -lt $(SEEDS) ]; do echo $$i; i=$$((i + 1)); done)
+runs_of = '$(RESULTS)-z$(1)' $(further_seeds:%='$(RESULTS)-z$(1)-seed%')
 
 .PHONY: results results-z2 results-z4
-results: results-z2 results-z4 ## The tutorial's results: z_dim 2 and 4, 50 epochs each, with figures
+results: results-z2 results-z4 ## The tutorial's results: z_dim 2 and 4, SEEDS=1 each, with figures and a table
+	$(VAE) curves $(call runs_of,2) $(call runs_of,4) -o '$(RESULTS)-curves.png'
+	$(BIN)/python tests/benchmarks/results.py $(call runs_of,2) $(call runs_of,4) > '$(RESULTS)-results.md'
+	cat '$(RESULTS)-results.md'
 
-results-z2 results-z4: results-z%: install ## One of them
-	$(MAKE) --no-print-directory demo Z_DIM=$* EPOCHS=$(EPOCHS) OUT='$(or $(OUT),outputs/$(NAME))-z$*'
+results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws an image for the likelihood
+	$(MAKE) --no-print-directory demo Z_DIM=$* EPOCHS=$(EPOCHS) OUT='$(RESULTS)-z$*' SEED=0
+	for seed in $(further_seeds); do \
+	    $(MAKE) --no-print-directory train Z_DIM=$* EPOCHS=$(EPOCHS) OUT='$(RESULTS)-z$*-seed'$$seed SEED=$$seed || exit 1; \
+	done
+	cd '$(RESULTS)-z$*'; if ! test measures-$(IMPORTANCE).json -nt state.safetensors; then \
+	    '$(abspath $(VAE))' test . $(if $(KNN),--knn $(KNN)) --importance-samples $(IMPORTANCE) --json > .measures && \
+	    mv .measures measures-$(IMPORTANCE).json; fi
 
 .PHONY: test
 test: install ## Run the tests, with coverage

@@ -22,7 +22,7 @@ LAYERS = (
     {"console", "options"},
     {name for name in MODULES if name.startswith("services.")},
     {"services"},
-    {"training", "measures"},
+    {"training", "measures", "reference"},
     {"engine", "data", "checkpoint", "codes", "plots.scatter", "plots.curves"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
     {"loss"},

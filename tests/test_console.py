@@ -101,3 +101,19 @@ def test_bars_show_where_the_answer_cannot_cross_them(tmp_path: Path, monkeypatc
     with open(writer, "w") as pipe:
         monkeypatch.setattr("sys.stdout", pipe)
         assert not console.bars_fit("-")
+
+
+def test_a_long_pass_tells_a_log_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr, clock = io.StringIO(), iter([0.0, 0.0, 0.0, 30.0, 60.0, 90.0, 130.0])
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    lines = console._Lines()
+    lines.begin("test", 10)
+    lines.advance(10)
+    lines.begin("importance sampling", 100, long=True)
+    for _ in range(4):
+        lines.advance(20)
+    assert stderr.getvalue().splitlines() == [
+        "importance sampling   40%  1:30 left",
+        "importance sampling   80%  0:32 left",
+    ]

@@ -63,7 +63,7 @@ def test_terms_of_an_image_do_not_depend_on_its_batch(digits: data.Split) -> Non
 def test_beta_weighs_the_kl_alone() -> None:
     terms = Terms(torch.tensor([100.0]), torch.tensor([5.0]))
     assert terms.loss().item() == 105
-    assert terms.loss(beta=4).item() == 120
+    assert terms.loss(kl_weight=4).item() == 120
 
 
 def test_evaluation_samples_z_and_does_not_use_the_mean(digits: data.Split) -> None:

@@ -47,7 +47,7 @@ class Stop(Observer):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def begin(self, what: str, images: int) -> None:
+    def begin(self, what: str, images: int, *, long: bool = False) -> None:
         self.now = what
 
     def advance(self, images: int, loss: float | None = None) -> None:
@@ -103,10 +103,12 @@ def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path, device: str) -> No
     assert json.loads((tmp_path / "halves/config.json").read_text())["epochs"] == 4
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("schedule", [{}, {"lr_schedule": "cosine", "kl_warmup": 3}], ids=["recipe", "changing"])
 def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(
-    tmp_path: Path, schedule: dict[str, object]
+    tmp_path: Path, schedule: dict[str, object], device: str
 ) -> None:
+    schedule = schedule | {"device": device}
     whole = run(tmp_path / "whole", 4, settings={"checkpoint_every": 1} | schedule)
     stop = Stop(epoch=3)
     with pytest.raises(Interrupted):
@@ -206,7 +208,7 @@ def test_a_warm_up_past_the_end_is_said(tmp_path: Path) -> None:
     for epochs, said in ((1, True), (2, False)):
         heard = Stop(epoch=99)
         train(dataclasses.replace(SETTINGS, epochs=epochs, kl_warmup=1), str(tmp_path), dry_run=True, observer=heard)
-        assert any("full weight after epoch 1 only" in note for note in heard.notes) == said
+        assert any("full weight only after epoch 1" in note for note in heard.notes) == said
 
 
 def test_a_run_from_before_schedules_goes_on(trained: Trained, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_training_equals_the_tutorials_loop(digits: data.Split, schedule: Schedu
             terms = negative_elbo(logits, posterior, x)
             weight = 1.0 if schedule == RECIPE else 2.0 * min(1, (epoch + start / 40 / 4) / 3)
             optimizer.zero_grad()
-            (terms.reconstruction + weight * terms.kl).mean().backward()
+            (terms.reconstruction + weight * terms.kl).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if schedule != RECIPE:
                 cosine.step()
@@ -121,24 +121,30 @@ def test_a_rehearsal_leaves_no_trace(digits: data.Split, steps_before: int) -> N
 
 
 @needs_cuda
+@pytest.mark.parametrize("schedule", [RECIPE, CHANGING], ids=["recipe", "changing"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_graph_computes_what_its_steps_do(digits: data.Split, monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+def test_a_graph_computes_what_its_steps_do(
+    digits: data.Split, monkeypatch: pytest.MonkeyPatch, bf16: bool, schedule: Schedule
+) -> None:
     """A replayed epoch is bit-exact, also recorded anew half-way; step by step it is the same training."""
     cuda = torch.device("cuda")
     be_exact(cuda)
 
     def two_epochs(forget: bool = False, eager: bool = False) -> tuple[list[torch.Tensor], float]:
-        trained = trainer(digits.images, 40, device=cuda, bf16=bf16)  # the last batch has 30
+        trained = trainer(digits.images, 40, schedule, device=cuda, bf16=bf16)  # the last batch has 30
         if eager:
             monkeypatch.setattr(trained, "_run", lambda index, eps: trained.step(trained.images[index], eps))
         trained.epoch(1, 0)
         if forget:
             trained._graph = None  # as after a resume
-        return everything(trained), trained.epoch(2, 0).loss
+        loss = trained.epoch(2, 0).loss
+        return everything(trained), loss
 
-    (replayed, loss), (again, same), (_, near) = two_epochs(), two_epochs(forget=True), two_epochs(eager=True)
+    (replayed, loss), (again, same), (eager, near) = two_epochs(), two_epochs(forget=True), two_epochs(eager=True)
     assert all(map(torch.equal, replayed, again))
     assert loss == same == pytest.approx(near, rel=1e-3)
+    apart = [float((one - other).abs().mean()) for one, other in zip(replayed[:16], eager[:16], strict=True)]
+    assert bf16 or max(apart) < 1e-4  # weights; with a frozen learning rate 2e-3, with a frozen KL weight 5e-4
 
 
 @needs_cuda

@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, BinaryIO, ParamSpec
@@ -222,19 +223,26 @@ def duration(seconds: float) -> str:
 class _Lines(Observer):
     """A plain line for every loss and every epoch: for pipes, logs and CI."""
 
+    SILENCE = 60.0  # seconds, of a long pass
+
     def __init__(self) -> None:
-        self._what, self._images, self._done = "", 1, 0
+        self.begin("", 0)
 
     def note(self, text: str) -> None:
         tell(text)
 
-    def begin(self, what: str, images: int) -> None:
-        self._what, self._images, self._done = what, images or 1, 0
+    def begin(self, what: str, images: int, *, long: bool = False) -> None:
+        self._what, self._images, self._done, self._long = what, images or 1, 0, long
+        self._began = self._told = time.monotonic()
 
     def advance(self, images: int, loss: float | None = None) -> None:
         self._done += images
+        share = self._done / self._images
         if loss is not None:
-            tell(f"{self._what}  {self._done / self._images:4.0%}  loss {loss:.2f}")
+            tell(f"{self._what}  {share:4.0%}  loss {loss:.2f}")
+        elif self._long and (now := time.monotonic()) - self._told >= self.SILENCE:
+            self._told = now
+            tell(f"{self._what}  {share:4.0%}  {duration((now - self._began) * (1 / share - 1))} left")
 
     def finish_epoch(self, record: EpochRecord, epochs: int, seconds_left: float) -> None:
         tell(epoch_line(record, epochs, seconds_left))
@@ -263,7 +271,7 @@ class _Bars(Observer):
         with contextlib.suppress(OSError):  # a terminal that has gone is no reason to stop
             self._progress.console.print(_printable(text), soft_wrap=True)
 
-    def begin(self, what: str, images: int) -> None:
+    def begin(self, what: str, images: int, *, long: bool = False) -> None:
         with contextlib.suppress(OSError):
             self._progress.reset(self._task, total=images or None, description=what, visible=True, loss="")
             self._progress.start()

@@ -32,7 +32,7 @@ class Losses:
     @classmethod
     def mean_of(cls, terms: Terms) -> "Losses":
         """The means of per-image terms (N,), taken in float64."""
-        reconstruction, kl = (float(term.double().mean()) for term in terms)
+        reconstruction, kl = (float(term.cpu().double().mean()) for term in terms)  # MPS has no float64
         return cls(reconstruction + kl, reconstruction, kl)
 
 

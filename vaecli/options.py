@@ -120,7 +120,7 @@ BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Image
 LearningRate = Annotated[float, typer.Option("--lr", callback=_positive, help="Adam's learning rate.")]
 Beta = Annotated[float, typer.Option("--beta", callback=_not_negative, help="Weight of the KL term in the objective.")]
 TrainLrSchedule = Annotated[
-    LrSchedule, typer.Option("--lr-schedule", help="cosine: the learning rate falls to 0 at the last epoch.")
+    LrSchedule, typer.Option("--lr-schedule", help="cosine: the learning rate falls to 0 by the end.")
 ]
 KlWarmup = Annotated[
     int,
@@ -129,7 +129,7 @@ KlWarmup = Annotated[
         metavar="EPOCHS",
         min=0,
         max=25000,
-        help="Let the KL term's weight grow from 0 in so many epochs.",
+        help="Let the KL term's weight grow from 0 to --beta in so many epochs.",
     ),
 ]
 OutputDir = Annotated[

@@ -35,7 +35,7 @@ class Settings:
     batch_size: int = 100
     lr: float = 0.001
     beta: float = 1.0  # weight of the KL term in the objective; reported losses are unweighted
-    lr_schedule: str = "constant"  # or cosine: down to 0 at the last epoch
+    lr_schedule: str = "constant"  # or cosine: down to 0 by the end of the last epoch
     kl_warmup: int = 0  # epochs over which the KL term's weight grows from 0 to beta
     seed: int = 0
     dataset: str = "mnist"  # as typed

@@ -38,10 +38,10 @@ class Trainer:
         self.device = images.device
         # On a GPU what changes from step to step, Adam's count included, lies there, where a graph reads it.
         self._on_cuda = self.device.type == "cuda"
-        self._kl_weight = torch.tensor(schedule.kl_weight_after(0), device=self.device)
+        self._kl_weight = torch.tensor(schedule.kl_weight_after(0), dtype=torch.float32, device=self.device)
         self.optimizer = torch.optim.Adam(  # fused: one kernel for all parameters
             model.parameters(),
-            lr=torch.tensor(schedule.lr, device=self.device) if self._on_cuda else schedule.lr,
+            lr=torch.tensor(schedule.lr, dtype=torch.float32, device=self.device) if self._on_cuda else schedule.lr,
             fused=True,
             capturable=self._on_cuda,
         )

@@ -12,8 +12,11 @@ class Observer:
     def note(self, text: str) -> None:
         """Something that a person should know, one sentence."""
 
-    def begin(self, what: str, images: int) -> None:
-        """A pass over `images` images begins; 0: nobody knows yet over how many."""
+    def begin(self, what: str, images: int, *, long: bool = False) -> None:
+        """A pass over `images` images begins; 0: nobody knows yet over how many.
+
+        `long`: it may take many minutes, so even a log should hear how far it is.
+        """
 
     def advance(self, images: int, loss: float | None = None) -> None:
         """So many more images are done; `loss` (nats per image) of a training batch now and then."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vaecli import data, engine, measures
+from vaecli import checkpoint, data, engine, measures, reference
 from vaecli.errors import DataError, UsageError, VaeError
 from vaecli.images import SIDE
 from vaecli.runtime import memory_errors
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 def evaluate(
-    checkpoint: str,
+    path: str,
     *,
     split: data.SplitName = "test",
     samples: int = 1,
@@ -66,7 +66,7 @@ def evaluate(
     if knn and split == "train":
         raise UsageError("--knn looks for test images among the training images. Leave out --split train.")
     observer = observer or Observer()
-    opened = open_checkpoint(checkpoint, device)
+    opened = open_checkpoint(path, device)
     chosen = open_split(opened, dataset, split, data_dir, observer)
     images = chosen.images
     neighbours = _training_split(opened, chosen, knn, dataset, data_dir, observer) if knn else None
@@ -83,10 +83,11 @@ def evaluate(
             observer.begin("nearest neighbours", len(neighbours.images) + len(images))
             accuracy = _knn_accuracy(opened, neighbours, chosen, knn, observer)
         if importance_samples:
-            observer.begin("importance sampling", len(images) * importance_samples)
+            observer.begin("importance sampling", len(images) * importance_samples, long=True)
             bound = measures.log_likelihood(opened.model, images, draws=importance_samples, **arguments)
             engine.require_finite([bound], "likelihoods")
     means = engine.Losses.mean_of(terms)
+    _note_expected(opened.metadata, chosen, means.loss, observer)
     return Evaluation(
         loss=means.loss,
         reconstruction=means.reconstruction,
@@ -144,6 +145,22 @@ def _note_unused(usage: measures.Usage, observer: Observer) -> None:
         )
     elif active < z_dim:
         observer.note(f"{z_dim - active} of the {z_dim} dimensions tell nothing of the image: its code is 0 there.")
+
+
+def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float, observer: Observer) -> None:
+    """Where the loss falls among those of the reference runs, if there are any to compare with."""
+    if not (runs := reference.expected(metadata, split.sha256())):
+        return
+    low, high = min(runs), max(runs)
+    if distance := max(low - loss, loss - high, 0.0):
+        usual = "as" if distance <= reference.margin(metadata.epoch) else "more than"
+        place = f"{distance:.2f} {'above' if loss > high else 'below'} them, {usual} another seed may be"
+    else:
+        place = "among them"
+    observer.note(
+        f"{len(runs)} runs of the tutorial's recipe gave {low:.2f} to {high:.2f} nats at z_dim {metadata.z_dim} after "
+        f"{metadata.epoch} epochs; this loss is {place}."
+    )
 
 
 def _standard_error(values: torch.Tensor) -> float:

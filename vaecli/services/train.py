@@ -145,7 +145,10 @@ class _Run:
             f"{device}, {settings.precision}."
         )
         if settings.kl_warmup >= settings.epochs:
-            observer.note(f"The KL term has its full weight after epoch {settings.kl_warmup} only, past the end.")
+            observer.note(
+                f"The KL term has its full weight only after epoch {settings.kl_warmup}; "
+                f"this run ends after epoch {settings.epochs}."
+            )
 
     def restore(self) -> None:
         """Go back to the end of the last finished epoch. Raises VaeError if the state is of another run."""

@@ -1,0 +1,83 @@
+"""What `vae test` says of the numbers to expect: only where they are comparable."""
+
+import dataclasses
+
+import pytest
+
+from vaecli import checkpoint, data, reference
+from vaecli.reference import TEST_LOSSES, expected
+from vaecli.services import Observer
+from vaecli.services.evaluate import evaluate
+from vaecli.services.resume import Trained
+
+
+class Listener(Observer):
+    """Keeps the notes on the reference runs."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        if "recipe" in text:
+            self.notes.append(text)
+
+
+@pytest.fixture
+def source(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> checkpoint.Metadata:
+    """The trained run's metadata, its data and its settings being the reference's for this test."""
+    metadata = checkpoint.read_metadata(trained.checkpoint)
+    monkeypatch.setattr(reference, "_TRAIN", metadata.data.train_sha256)
+    monkeypatch.setattr(reference, "_TEST", metadata.data.test_sha256)
+    monkeypatch.setattr(reference, "_RECIPE", metadata.training)
+    return metadata
+
+
+def test_the_reference_is_three_seeds_of_fifty_epochs() -> None:
+    assert TEST_LOSSES.keys() == {2, 4}
+    for runs in TEST_LOSSES.values():
+        assert [len(run) for run in runs] == [50, 50, 50]
+    assert all(
+        four < two
+        for run, other in zip(TEST_LOSSES[4], TEST_LOSSES[2], strict=True)
+        for four, two in zip(run, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"),
+    [
+        (0.0, "is among them."),
+        (0.5, "is 0.40 below them, as another seed may be."),
+        (-2.05, "is 1.95 above them, as another"),
+        (-2.2, "is 2.10 above them, more than another"),
+    ],
+)
+def test_a_comparable_loss_is_compared(
+    trained: Trained, source: checkpoint.Metadata, monkeypatch: pytest.MonkeyPatch, shift: float, words: str
+) -> None:
+    second = trained.test_losses[1] + shift
+    monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((300.0, second - 0.1), (300.0, second + 0.1))})
+    heard = Listener()
+    evaluate(trained.checkpoint, observer=heard)
+    assert len(heard.notes) == 1
+    assert f"2 runs of the tutorial's recipe gave {second - 0.1:.2f} to {second + 0.1:.2f}" in heard.notes[0]
+    assert words in heard.notes[0]
+    evaluate(trained.checkpoint, split="train", observer=heard)
+    assert len(heard.notes) == 1
+
+
+def test_nothing_else_is_compared(
+    source: checkpoint.Metadata, digits: data.Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((1.0, 2.0), (3.0, 4.0))})
+    test = digits.sha256()
+    assert expected(source, test) == (2.0, 4.0)
+    assert expected(dataclasses.replace(source, epoch=1), test) == (1.0, 3.0)
+    training = {"lr": 0.1, "beta": 2.0, "batch_size": 7, "lr_schedule": "cosine", "kl_warmup": 1}
+    others = [dataclasses.replace(source.training, **{name: value}) for name, value in training.items()]  # type: ignore[arg-type]
+    changed = [dataclasses.replace(source, training=other) for other in others]
+    changed += [dataclasses.replace(source, z_dim=3), dataclasses.replace(source, epoch=3)]
+    changed += [dataclasses.replace(source, epoch=0)]
+    changed += [dataclasses.replace(source, data=dataclasses.replace(source.data, train_sha256="0" * 64))]
+    assert [expected(metadata, test) for metadata in changed] == [None] * len(changed)
+    assert expected(source, "0" * 64) is None
