@@ -74,9 +74,11 @@ results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws
 	for seed in $(further_seeds); do \
 	    $(MAKE) --no-print-directory train Z_DIM=$* EPOCHS=$(EPOCHS) OUT='$(RESULTS)-z$*-seed'$$seed SEED=$$seed || exit 1; \
 	done
-	cd '$(RESULTS)-z$*'; if ! test measures-$(IMPORTANCE).json -nt state.safetensors; then \
-	    '$(abspath $(VAE))' test . $(if $(KNN),--knn $(KNN)) --importance-samples $(IMPORTANCE) --json > .measures && \
-	    mv .measures measures-$(IMPORTANCE).json; fi
+	measures='$(RESULTS)-z$*/measures-$(IMPORTANCE).json'; \
+	if ! test "$$measures" -nt '$(RESULTS)-z$*/state.safetensors'; then \
+	    $(VAE) test '$(RESULTS)-z$*' $(if $(KNN),--knn $(KNN)) --importance-samples $(IMPORTANCE) --json > "$$measures.part" && \
+	    mv "$$measures.part" "$$measures"; \
+	fi
 
 .PHONY: test
 test: install ## Run the tests, with coverage
