@@ -66,6 +66,10 @@ def test_a_comparable_loss_is_compared(
     assert len(heard.notes) == 1
 
 
+def test_later_epochs_are_judged_more_strictly() -> None:
+    assert [reference.margin(epoch) for epoch in (1, 9, 10, 50)] == [2.0, 2.0, 1.5, 1.5]
+
+
 def test_nothing_else_is_compared(
     source: checkpoint.Metadata, digits: data.Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
