@@ -58,7 +58,8 @@ train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
 	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) --precision $(PRECISION) -o '$(OUT)'
 
 # Seeds 0 to SEEDS - 1: runs outputs/mnist-z2, outputs/mnist-z2-seed1 and so on. What is done is not done again.
-# Here OUT is what all names begin with. KNN= leaves the neighbours out, which need labels.
+# Here OUT is what all names begin with. KNN= leaves out the neighbours, which need labels; IMPORTANCE= the likelihood,
+# which takes 20 minutes each.
 RESULTS = $(or $(OUT),outputs/$(NAME))
 further_seeds = $(shell i=1; while [ $$i -lt $(SEEDS) ]; do echo $$i; i=$$((i + 1)); done)
 runs_of = '$(RESULTS)-z$(1)' $(further_seeds:%='$(RESULTS)-z$(1)-seed%')
@@ -76,7 +77,8 @@ results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws
 	done
 	measures='$(RESULTS)-z$*/measures-$(IMPORTANCE).json'; \
 	if ! test "$$measures" -nt '$(RESULTS)-z$*/state.safetensors'; then \
-	    $(VAE) test '$(RESULTS)-z$*' $(if $(KNN),--knn $(KNN)) --importance-samples $(IMPORTANCE) --json > "$$measures.part" && \
+	    $(VAE) test '$(RESULTS)-z$*' $(if $(KNN),--knn $(KNN)) $(if $(IMPORTANCE),--importance-samples $(IMPORTANCE)) \
+	        --json > "$$measures.part" && \
 	    mv "$$measures.part" "$$measures"; \
 	fi
 

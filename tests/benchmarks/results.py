@@ -57,13 +57,14 @@ def measures(runs: list[Path]) -> dict[str, str]:
     found = [json.loads(path.read_text()) for run in runs[::-1] for path in run.glob("measures-*.json")]
     if not found:
         return {}
-    one: dict[str, Any] = max(found, key=lambda each: int(each["importance_samples"]))
-    bound = f"{one['log_likelihood']:.2f} ± {one['log_likelihood_se']:.2f}"
-    neighbours = {f"{one['knn']} nearest neighbours": f"{one['knn_accuracy']:.1%}"} if "knn" in one else {}
-    return {
-        f"log-likelihood, K = {one['importance_samples']}": bound,
-        "active units": str(one["active_units"]),
-    } | neighbours
+    one: dict[str, Any] = max(found, key=lambda each: int(each.get("importance_samples", 0)))
+    rows = {"active units": str(one["active_units"])}
+    if "knn" in one:
+        rows[f"{one['knn']} nearest neighbours"] = f"{one['knn_accuracy']:.1%}"
+    if "importance_samples" in one:
+        bound = f"{one['log_likelihood']:.2f} ± {one['log_likelihood_se']:.2f}"
+        rows[f"log-likelihood, K = {one['importance_samples']}"] = bound
+    return rows
 
 
 if __name__ == "__main__":

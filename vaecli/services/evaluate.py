@@ -159,7 +159,7 @@ def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float
         place = "among them"
     observer.note(
         f"{len(runs)} runs of the tutorial's recipe gave {low:.2f} to {high:.2f} nats at z_dim {metadata.z_dim} after "
-        f"{metadata.epoch} epochs; this loss is {place}."
+        f"epoch {metadata.epoch}; this loss is {place}."
     )
 
 
