@@ -59,7 +59,7 @@ train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
 
 # Seeds 0 to SEEDS - 1: runs outputs/mnist-z2, outputs/mnist-z2-seed1 and so on. What is done is not done again.
 # Here OUT is what all names begin with. KNN= leaves out the neighbours, which need labels; IMPORTANCE= the likelihood,
-# which takes 20 minutes each.
+# whose 1,000 draws an image took 40 minutes of one core.
 RESULTS = $(or $(OUT),outputs/$(NAME))
 further_seeds = $(shell i=1; while [ $$i -lt $(SEEDS) ]; do echo $$i; i=$$((i + 1)); done)
 runs_of = '$(RESULTS)-z$(1)' $(further_seeds:%='$(RESULTS)-z$(1)-seed%')

@@ -95,7 +95,7 @@ def train(
       vae train --z-dim 4 --epochs 50
       vae train --z-dim 4 --epochs 80 --resume
       vae train --dataset my-digits/ --output-dir runs/mine
-      vae train --lr 0.003 --lr-schedule cosine --kl-warmup 10 -o runs/better
+      vae train --lr-schedule cosine --output-dir runs/cosine
       ckpt=$(vae train -q)
     """
     if resume and overwrite:

@@ -149,7 +149,8 @@ def _note_unused(usage: measures.Usage, observer: Observer) -> None:
 
 def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float, observer: Observer) -> None:
     """Where the loss falls among those of the reference runs, if there are any to compare with."""
-    if not (runs := reference.expected(metadata, split.sha256())):
+    runs = reference.expected(metadata)
+    if not runs or split.sha256() != metadata.data.test_sha256:
         return
     low, high = min(runs), max(runs)
     if distance := max(low - loss, loss - high, 0.0):
