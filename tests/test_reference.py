@@ -66,6 +66,14 @@ def test_a_comparable_loss_is_compared(
     assert len(heard.notes) == 1
 
 
+def test_a_run_is_among_itself(trained: Trained, source: checkpoint.Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference has two decimals, so its own runs lie beyond it by less than it can say."""
+    monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((300.0, round(trained.test_losses[1], 2)),)})
+    heard = Listener()
+    evaluate(trained.checkpoint, observer=heard)
+    assert heard.notes[0].endswith("this loss is among them.")
+
+
 def test_later_epochs_are_judged_more_strictly() -> None:
     assert [reference.margin(epoch) for epoch in (1, 9, 10, 50)] == [2.0, 2.0, 1.5, 1.5]
 
