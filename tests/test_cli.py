@@ -114,6 +114,7 @@ def test_version(invoke: Invoke) -> None:
         ["train", "--precision", "fp16"],
         ["train", "--seed", "-1"],
         ["train", "--device", "tpu"],
+        ["train", "--device", "cuda:0300"],
         ["train", "--resume", "--overwrite"],
         ["train", "extra"],
         ["test", "ckpt", "--split", "validation"],
@@ -132,6 +133,7 @@ def test_version(invoke: Invoke) -> None:
         ["sample", "ckpt", "-d", "mnist"],
         ["scatter", "ckpt", "--dims", "0"],
         ["scatter", "ckpt", "--dims", "0,-1"],
+        ["scatter", "ckpt", "--dims", "0,00"],
         ["scatter", "ckpt", "--limit", "0"],
         ["scatter", "ckpt", "--dims", "0,1", "--pca"],
         ["curves", "run", "-o", "run.csv", "--metric", "kl"],
@@ -145,6 +147,11 @@ def test_wrong_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], 
     assert captured.out == ""
     line = assert_one_line(captured.err)
     assert "Value error" not in line
+
+
+def test_an_option_without_its_value_leads_to_its_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epochs"]) == 2
+    assert "See 'vae train --help'" in assert_one_line(capsys.readouterr().err)
 
 
 def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,9 +463,9 @@ def test_scatter_dims_and_limit(run_copy: Path, invoke: Invoke) -> None:
     assert outputs[4] == outputs[0]
     assert len(set(outputs)) == 4
     assert b"20 test images" in outputs[2]
-    for dims in ("0,9", "1,1"):
+    for dims, code in (("0,9", 1), ("1,1", 2)):
         result = invoke("scatter", run_copy, "--dims", dims)
-        assert result.exit_code == 1
+        assert result.exit_code == code
         assert f"--dims {dims}" in assert_one_line(result.stderr)
 
 

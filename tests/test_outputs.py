@@ -9,8 +9,10 @@ from conftest import DIGITS, Invoke, assert_one_line
 
 from vaecli import data
 from vaecli.errors import VaeError
+from vaecli.services.encode import encode
 from vaecli.services.outputs import guard_output
 from vaecli.services.resume import Trained
+from vaecli.services.sample import sample
 
 
 def test_new_files_and_derived_ones_are_free(trained: Trained, tmp_path: Path) -> None:
@@ -51,6 +53,21 @@ def test_inputs_are_not_replaced(tmp_path: Path) -> None:
     for output, source in cases:
         with pytest.raises(VaeError, match="also an input"):
             guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / source))
+
+
+def test_a_file_that_comes_through_stdin_is_not_replaced(ckpt: str, tmp_path: Path) -> None:
+    paths, codes = tmp_path / "paths.csv", tmp_path / "codes.csv"
+    paths.write_text("a.png\n")
+    codes.write_text("z_0,z_1\n0,0\n")
+    (tmp_path / "codes.png").hardlink_to(codes)
+    with open(paths, "rb") as stream, pytest.raises(VaeError, match="also the standard input"):
+        encode(ckpt, [stream], output=str(paths), form="csv")
+    with open(codes, "rb") as stream, pytest.raises(VaeError, match="also the standard input"):
+        sample(ckpt, source=stream, output=str(tmp_path / "codes.png"), form="png")
+    assert paths.read_text() == "a.png\n"
+    assert codes.read_text() == "z_0,z_1\n0,0\n"
+    with open(codes, "rb") as stream:
+        sample(ckpt, source=stream, output=str(tmp_path / "new.png"), form="png")
 
 
 def test_pictures_beside_the_data_are_free(tmp_path: Path) -> None:

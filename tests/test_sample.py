@@ -198,7 +198,6 @@ def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None
     [
         (["--from", "grid", "--dims", "0,9"], "--dims 0,9"),
         (["--from", "traverse", "--dims", "2"], "Choose from 0 to 1"),
-        (["--from", "grid", "--dims", "1,1"], "each once"),
         (["--from", "grid", "-n", "50"], "Use 49 or 64"),
         (["--from", "traverse", "-n", "7"], "Use 6"),
         (["--from", "interpolate", "--indices", "0,150"], "no test image 150"),
@@ -220,6 +219,10 @@ def test_walks_that_the_model_has_not(ckpt: str, invoke: Invoke, args: list[str]
         ["--from", "interpolate", "--indices", "1,"],
         ["--from", "grid", "--indices", "0,1"],
         ["--from", "grid", "--dims", "0,1,2"],
+        ["--from", "grid", "--dims", "1,1"],
+        ["--from", "grid", "--dims", "0,1", "-n", "7"],
+        ["--from", "traverse", "--dims", "0,1", "-n", "7"],
+        ["--from", "interpolate", "--indices", "3"],
         ["--from", "grid", "--dims", "0,-1"],
         ["--from", "grid", "--like", "7"],
         ["--from", "prior", "--like", "7"],

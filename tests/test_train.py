@@ -14,7 +14,7 @@ from conftest import DIGITS, TINY
 from PIL import Image
 from test_checkpoint import join, split
 
-from vaecli import checkpoint, engine
+from vaecli import checkpoint, data, engine
 from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
 from vaecli.metrics import EpochRecord, read_metrics, write_metrics
 from vaecli.run import Settings
@@ -329,6 +329,23 @@ def test_standard_errors_are_over_images(trained: Trained, digits: Any) -> None:
     assert result.loss_se == pytest.approx(values.std(ddof=1) / np.sqrt(150), rel=1e-4)
     assert result.bits_per_dim == pytest.approx(result.loss / 784 / np.log(2), rel=1e-12)
     assert result.loss == pytest.approx(result.reconstruction + result.kl, abs=1e-9)
+
+
+def test_a_single_image_has_no_spread(trained: Trained, digits: data.Split, tmp_path: Path) -> None:
+    """No standard error, and no word of a collapse: nothing differs between images."""
+    np.savez(tmp_path / "one.npz", images=digits.images[:10].numpy())  # of ten, the last is the test split
+    heard: list[str] = []
+
+    class Listener(Observer):
+        def note(self, text: str) -> None:
+            heard.append(text)
+
+    result = evaluate(trained.checkpoint, dataset=str(tmp_path / "one.npz"), importance_samples=2, observer=Listener())
+    assert result.images == 1
+    errors = (result.loss_se, result.reconstruction_se, result.kl_se, result.log_likelihood_se)
+    assert errors == (None,) * 4
+    assert result.active_units is None
+    assert not any("collapsed" in text for text in heard)
 
 
 def test_divergence_keeps_the_last_finished_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

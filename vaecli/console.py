@@ -107,6 +107,7 @@ def border(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 def run(app: typer.Typer, args: list[str] | None) -> int:
     """Run the app as a process does: signals, usage errors and a closed stdout end as they should."""
+    args = sys.argv[1:] if args is None else args
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
         # Until a service works there is nothing to clean up, and half an import to break.
@@ -114,7 +115,7 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
         code = app(args, prog_name="vae", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
-        tell(f"Error: {_one_line(error)}")
+        tell(f"Error: {_one_line(error, args)}")
         return error.exit_code
     except VaeError as error:
         tell(f"Error: {error}")
@@ -144,11 +145,12 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
             _drop_stdout()
 
 
-def _one_line(error: typer.TyperException) -> str:
+def _one_line(error: typer.TyperException, args: list[str]) -> str:
     """typer's words for wrong usage as one sentence, and where the right usage stands."""
     text = " ".join(error.format_message().split()).replace("Value error, ", "")
     text = text if text.endswith((".", "?", "!")) else f"{text}."
-    command = getattr(getattr(error, "ctx", None), "command_path", "vae")
+    # An option without its value brings no context.
+    command = getattr(getattr(error, "ctx", None), "command_path", " ".join(["vae", *args[:1]]))
     return f"{text} See '{command} --help'."
 
 

@@ -98,7 +98,7 @@ def open_output(output: str | BinaryIO) -> Iterator[BinaryIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise VaeError(f"Cannot write to standard output: {reason(error)}. Write to a file with -o.") from error
+        raise VaeError(f"Cannot write to standard output: {reason(error)}. Write somewhere else.") from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
 Metric = Literal["loss", "reconstruction", "kl"]
 
 _WALKS = ("grid", "traverse", "interpolate")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?|mps")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?|mps")
 
 
 def _positive(value: float) -> float:

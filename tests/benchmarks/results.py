@@ -54,7 +54,7 @@ def spread(values: list[float]) -> str:
 
 def measures(runs: list[Path]) -> dict[str, str]:
     """The rows of the first run that has been measured, with the most draws."""
-    found = [json.loads(path.read_text()) for run in runs[::-1] for path in run.glob("measures-*.json")]
+    found = [json.loads(path.read_text()) for run in runs for path in run.glob("measures-*.json")]
     if not found:
         return {}
     one: dict[str, Any] = max(found, key=lambda each: int(each.get("importance_samples", 0)))

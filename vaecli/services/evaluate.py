@@ -20,7 +20,7 @@ class Evaluation:
 
     `loss` is the negative ELBO, reconstruction + kl, unweighted. The `_se` are standard errors of
     the means over images: the deviation between images divided by the root of their number. What
-    was not asked for is None.
+    was not asked for is None, and of a single image whatever compares images.
 
     `log_likelihood` is the importance-weighted bound on log p(x). For grey pixels it is a lower bound
     on the mean log p of pixels drawn as 0 or 1 with the grey value's probability, no more: the loss
@@ -30,12 +30,12 @@ class Evaluation:
     loss: float
     reconstruction: float
     kl: float
-    loss_se: float
-    reconstruction_se: float
-    kl_se: float
+    loss_se: float | None
+    reconstruction_se: float | None
+    kl_se: float | None
     bits_per_dim: float  # loss / (784 ln 2)
     kl_per_dim: list[float]  # sums to kl
-    active_units: int  # dimensions whose posterior mean varies over images by more than 0.01
+    active_units: int | None  # dimensions whose posterior mean varies over images by more than 0.01
     samples: int  # of z an image
     log_likelihood: float | None
     log_likelihood_se: float | None
@@ -78,7 +78,8 @@ def evaluate(
         if not terms.loss().isfinite().all():
             raise VaeError(f"The loss of {opened.path} on {split} images is not finite. Use another checkpoint.")
         usage = measures.latent_usage(opened.model, images, opened.device)
-        _note_unused(usage, observer)
+        active = usage.active_units() if len(images) > 1 else None
+        _note_unused(active, opened.model.z_dim, observer)
         if knn and neighbours:
             observer.begin("nearest neighbours", len(neighbours.images) + len(images))
             accuracy = _knn_accuracy(opened, neighbours, chosen, knn, observer)
@@ -97,7 +98,7 @@ def evaluate(
         kl_se=_standard_error(terms.kl),
         bits_per_dim=means.loss / (SIDE * SIDE * math.log(2)),
         kl_per_dim=usage.kl_per_dim.tolist(),
-        active_units=usage.active_units(),
+        active_units=active,
         samples=samples,
         log_likelihood=None if bound is None else float(bound.mean()),
         log_likelihood_se=None if bound is None else _standard_error(bound),
@@ -136,14 +137,13 @@ def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int,
     return measures.knn_accuracy(means(train), train.labels, means(test), test.labels, knn)
 
 
-def _note_unused(usage: measures.Usage, observer: Observer) -> None:
-    z_dim, active = len(usage.variance), usage.active_units()
-    if not active:
+def _note_unused(active: int | None, z_dim: int, observer: Observer) -> None:
+    if active == 0:
         observer.note(
             "The latent space has collapsed: all images get the same code, so the decoder draws one picture for all. "
             "Train anew with another --seed or a smaller --beta."
         )
-    elif active < z_dim:
+    elif active and active < z_dim:
         observer.note(f"{z_dim - active} of the {z_dim} dimensions tell nothing of the image: its code is 0 there.")
 
 
@@ -164,6 +164,6 @@ def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float
     )
 
 
-def _standard_error(values: torch.Tensor) -> float:
-    """Of the mean of values (N,); a single value has none to speak of: 0."""
-    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def _standard_error(values: torch.Tensor) -> float | None:
+    """Of the mean of values (N,); a single value has none."""
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else None

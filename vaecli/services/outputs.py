@@ -1,6 +1,8 @@
 """What every command that writes a file asks first: would it replace something that is no derived file?"""
 
+import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,9 +13,10 @@ from vaecli.run import CONFIG, is_run_file
 from vaecli.sources import image_roots
 
 
-def guard_output(output: str | BinaryIO, *sources: str) -> None:
+def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     """Raise VaeError if `output` is one of the `sources`, an image or IDX file in one, or a file of a run.
 
+    A source is a path, or an open stream, which may come from a file.
     Derived files are replaced without asking, so what they may not replace is refused.
     """
     if not isinstance(output, str):
@@ -25,11 +28,25 @@ def guard_output(output: str | BinaryIO, *sources: str) -> None:
         return
     target = Path(os.path.realpath(output))
     is_image = output.lower().endswith(SUFFIXES)
-    for source in filter(os.path.exists, sources):
+    for source in sources:
+        if not isinstance(source, str):
+            if _is_open(source, output):
+                raise VaeError(f"The output {output} is also the standard input. Choose another -o.")
+            continue
+        if not os.path.exists(source):
+            continue
         folders = image_roots(source) if is_image else [source] if is_idx(output) else []
         inside = any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
         if inside or os.path.samefile(output, source):
             raise VaeError(f"The output {output} is also an input. Choose another -o.")
+
+
+def _is_open(stream: BinaryIO, path: str) -> bool:
+    """Whether the stream comes from the regular file at `path`."""
+    with contextlib.suppress(OSError):  # a stream in memory has no file
+        opened = os.fstat(stream.fileno())
+        return stat.S_ISREG(opened.st_mode) and os.path.samestat(opened, os.stat(path))
+    return False
 
 
 def refuse_stray_link(output: str) -> None:
@@ -45,13 +62,13 @@ def refuse_stray_link(output: str) -> None:
         raise VaeError(f"{output} is a link to {target}, a file of another kind. Remove it, or choose another -o.")
 
 
-def guard_folder(output: str | BinaryIO, *sources: str) -> None:
+def guard_folder(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     """Raise VaeError if the folder `output` is a run's, or lies where its pictures would become data of `sources`."""
     if not isinstance(output, str):
         return
     if os.path.exists(os.path.join(output, CONFIG)):
         raise VaeError(f"{output} is a run folder. Name a file or a folder in it with -o.")
-    refuse_inside(output, "output", *sources)
+    refuse_inside(output, "output", *(source for source in sources if isinstance(source, str)))
 
 
 def refuse_inside(folder: str, what: str, *sources: str) -> None:

@@ -1,6 +1,7 @@
 """`vae sample`: images out of the decoder, from the prior, from encoded images, along walks, or from a table."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -100,11 +101,11 @@ def sample(
         "--temperature": temperature is not None,
         "an -o that ends in .gif": form == "gif",
     }
-    _check_usage(source, form, count, {name for name, given in typed.items() if given}, dims)
+    _check_usage(source, form, count, {name for name, given in typed.items() if given}, dims, indices)
     observer, temperature = observer or Observer(), 1.0 if temperature is None else temperature
     opened = open_checkpoint(checkpoint, device)
     inputs = [opened.path, dataset or opened.metadata.data.dataset]
-    (guard_folder if form == "folder" else guard_output)(output, *inputs, *_file_of(source))
+    (guard_folder if form == "folder" else guard_output)(output, *inputs, *_inputs_of(source))
     chosen = opened.seed(seed)
     with memory_errors(opened.device), contextlib.ExitStack() as files:
         if source == "prior":
@@ -137,7 +138,12 @@ def sample(
 
 
 def _check_usage(
-    source: str | BinaryIO, form: Format, count: int | None, typed: set[str], dims: tuple[int, ...] | None
+    source: str | BinaryIO,
+    form: Format,
+    count: int | None,
+    typed: set[str],
+    dims: tuple[int, ...] | None,
+    indices: tuple[int, ...] | None,
 ) -> None:
     """Raise UsageError for arguments that do not go together, whatever the checkpoint."""
     name = source if source in SOURCES else "FILE"
@@ -146,12 +152,26 @@ def _check_usage(
             *others, last = _GOES_WITH[option]
             fitting = f"{', '.join(others)} or {last}" if others else last
             raise UsageError(f"--from {name} does not go with {option}. That goes with --from {fitting}.")
-    if name == "interpolate" and "--indices" not in typed:
+    if name == "interpolate" and len(indices or ()) < 2:
         raise UsageError("--from interpolate needs two test images or more. Name them with --indices, such as 3,8.")
     if name == "grid" and dims and len(dims) > 2:
         raise UsageError("A grid has one or two dimensions. Use --dims I,J, or --from traverse.")
+    if dims and len(set(dims)) < len(dims):
+        raise UsageError(f"--dims {','.join(map(str, dims))} names a dimension twice. Name each once.")
+    if dims and count and (misfit := _misfit(name, count, len(dims))):
+        raise UsageError(misfit)
     if count is not None and count > MOST[form]:
         raise UsageError(_too_many(form))
+
+
+def _misfit(walk: str, count: int, dims: int) -> str | None:
+    """Why a walk along `dims` dimensions cannot have `count` images, if it cannot."""
+    side, steps = math.isqrt(count), count // dims
+    if walk == "grid" and dims == 2 and side**2 != count:
+        return f"A grid is a square, which -n {count:,} is not. Use {side**2:,} or {(side + 1) ** 2:,}."
+    if walk == "traverse" and count % dims:
+        return f"-n {count:,} images do not fill {dims} rows, one a dimension. Use {max(1, steps) * dims:,}."
+    return None
 
 
 def _too_many(form: Format) -> str:
@@ -196,12 +216,14 @@ def _walk(
 ) -> _Plan:
     z_dim = opened.model.z_dim
     dims = dims or tuple(range(z_dim) if source == "traverse" else range(min(2, z_dim)))
-    if max(dims) >= z_dim or len(set(dims)) < len(dims):
+    if max(dims) >= z_dim:
         shown = ",".join(map(str, dims))
-        raise VaeError(f"--dims {shown} are not dimensions of the model, each once. Choose from 0 to {z_dim - 1}.")
+        raise VaeError(f"--dims {shown} are not dimensions of the model. Choose from 0 to {z_dim - 1}.")
     count = count or (STEPS * len(dims) if source == "traverse" else DEFAULT_COUNT)
     if count > most:
         raise VaeError(f"{len(dims):,} dimensions make {count:,} images, too many for one output. Choose --dims.")
+    if misfit := _misfit(source, count, len(dims)):
+        raise VaeError(misfit)
     if source == "traverse":
         z, columns = latent.traversal(count, z_dim, dims), count // len(dims)
     else:
@@ -216,8 +238,8 @@ def _interpolation(opened: Opened, images: Tensor, indices: tuple[int, ...], cou
     return _Plan(iter(torch.split(latent.interpolation(count, means), NOISE_BLOCK)), count)
 
 
-def _file_of(source: str | BinaryIO) -> list[str]:
-    return [source] if isinstance(source, str) and source not in SOURCES else []
+def _inputs_of(source: str | BinaryIO) -> list[str | BinaryIO]:
+    return [] if source in SOURCES else [source]
 
 
 def _open_codes(source: str | BinaryIO, files: contextlib.ExitStack) -> tuple[BinaryIO, str]:

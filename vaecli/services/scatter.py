@@ -47,11 +47,13 @@ def scatter(
     A panel a pair of dimensions, or one panel: of `dims`, or with `pca` of the means' two principal
     components. All images, or `limit` picked at random. `manifold` puts decoded images behind them.
 
-    Raises CheckpointError, DataError, or VaeError for dimensions that the model has not, a manifold of
-    more or fewer than two, and an output that cannot be written.
+    Raises UsageError, CheckpointError, DataError, or VaeError for dimensions that the model has not, a
+    manifold of more or fewer than two, and an output that cannot be written.
     """
     if dims and pca:
         raise UsageError("--dims and --pca exclude each other. Choose one.")
+    if dims and len(set(dims)) < 2:
+        raise UsageError(f"--dims {dims[0]},{dims[1]} is one dimension twice. Choose two.")
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
@@ -85,7 +87,7 @@ def scatter(
 
 
 def _require_dimensions(z_dim: int, dims: tuple[int, ...] | None, manifold: bool) -> None:
-    if dims and (max(dims) >= z_dim or len(set(dims)) < 2):
+    if dims and max(dims) >= z_dim:
         raise VaeError(
             f"--dims {dims[0]},{dims[1]} are not two of the model's dimensions. Choose from 0 to {z_dim - 1}."
         )
