@@ -10,7 +10,6 @@ SEED ?= 0
 SEEDS ?= 1
 IMPORTANCE ?= 1000
 KNN ?= 5
-PRECISION ?= auto
 FAULTS ?= 200
 FUZZ ?= 100000
 BIN := .venv/bin
@@ -27,7 +26,7 @@ train: OUT ?= outputs/$(NAME)-z$(Z_DIM)
 
 .PHONY: help
 help: ## Show this list
-	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0] [PRECISION=auto]"
+	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0] [PRECISION=fp32|bf16]"
 	@awk -F ':.*## ' '/^[a-z0-9 %-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
@@ -39,9 +38,12 @@ install: .venv/installed ## Make .venv with the package and its development tool
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+TRAIN = $(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) \
+    $(if $(PRECISION),--precision $(PRECISION)) -o '$(OUT)'
+
 # All six commands on one run; figures and tables lie beside the weights.
 define all_six
-$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) --precision $(PRECISION) -o '$(OUT)'
+$(TRAIN)
 $(VAE) test '$(OUT)' | tee '$(OUT)/test.tsv'
 $(VAE) encode '$(OUT)' -o '$(OUT)/codes.csv'
 $(VAE) sample '$(OUT)' --from train -o '$(OUT)/samples.png'
@@ -55,11 +57,12 @@ demo: install ## Train z_dim 4 for 5 epochs, then use all six commands, into out
 
 .PHONY: train
 train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
-	$(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(SEED) --precision $(PRECISION) -o '$(OUT)'
+	$(TRAIN)
 
-# Seeds 0 to SEEDS - 1: runs outputs/mnist-z2, outputs/mnist-z2-seed1 and so on. What is done is not done again.
+# Seeds 0 to SEEDS - 1: runs outputs/mnist-z2, outputs/mnist-z2-seed1 and so on. What was trained or measured is not again.
 # Here OUT is what all names begin with. KNN= leaves out the neighbours, which need labels; IMPORTANCE= the likelihood,
 # whose 1,000 draws an image took 40 minutes of one core.
+MEASURES = measures-$(IMPORTANCE)-$(KNN).json
 RESULTS = $(or $(OUT),outputs/$(NAME))
 further_seeds = $(shell i=1; while [ $$i -lt $(SEEDS) ]; do echo $$i; i=$$((i + 1)); done)
 runs_of = '$(RESULTS)-z$(1)' $(further_seeds:%='$(RESULTS)-z$(1)-seed%')
@@ -67,7 +70,7 @@ runs_of = '$(RESULTS)-z$(1)' $(further_seeds:%='$(RESULTS)-z$(1)-seed%')
 .PHONY: results results-z2 results-z4
 results: results-z2 results-z4 ## The tutorial's results: z_dim 2 and 4, SEEDS=1 each, with figures and a table
 	$(VAE) curves $(call runs_of,2) $(call runs_of,4) -o '$(RESULTS)-curves.png'
-	$(BIN)/python tests/benchmarks/results.py $(call runs_of,2) $(call runs_of,4) > '$(RESULTS)-results.md'
+	$(BIN)/python tests/benchmarks/results.py $(MEASURES) $(call runs_of,2) $(call runs_of,4) > '$(RESULTS)-results.md'
 	cat '$(RESULTS)-results.md'
 
 results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws an image for the likelihood
@@ -75,11 +78,11 @@ results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws
 	for seed in $(further_seeds); do \
 	    $(MAKE) --no-print-directory train Z_DIM=$* EPOCHS=$(EPOCHS) OUT='$(RESULTS)-z$*-seed'$$seed SEED=$$seed || exit 1; \
 	done
-	measures='$(RESULTS)-z$*/measures-$(IMPORTANCE).json'; \
+	measures='$(RESULTS)-z$*/$(MEASURES)'; \
 	if ! test "$$measures" -nt '$(RESULTS)-z$*/state.safetensors'; then \
 	    $(VAE) test '$(RESULTS)-z$*' $(if $(KNN),--knn $(KNN)) $(if $(IMPORTANCE),--importance-samples $(IMPORTANCE)) \
 	        --json > "$$measures.part" && \
-	    mv "$$measures.part" "$$measures"; \
+	    mv "$$measures.part" "$$measures" || { rm -f "$$measures.part"; exit 1; }; \
 	fi
 
 .PHONY: test

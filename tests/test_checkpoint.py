@@ -229,7 +229,7 @@ def test_weights_are_no_state_and_state_is_no_weights(trained: Trained) -> None:
     model = engine.new_model(2, 0)
     with pytest.raises(CheckpointError, match="no state of a run"):
         checkpoint.load_state(trained.checkpoint, model, torch.optim.Adam(model.parameters()))
-    with pytest.raises(CheckpointError, match="other fields"):
+    with pytest.raises(CheckpointError, match="Name the run folder"):
         checkpoint.load(state, CPU)
     other = engine.new_model(3, 0)
     with pytest.raises(CheckpointError, match="another run"):

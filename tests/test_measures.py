@@ -175,7 +175,7 @@ def test_impossible_measures_are_one_line(
     assert_one_line(captured.err)
 
 
-@pytest.mark.parametrize(("dead", "words"), [(2, "has collapsed"), (1, "1 of the 2 dimensions tell nothing")])
+@pytest.mark.parametrize(("dead", "words"), [(2, "has collapsed"), (1, "Active dimensions: 1 of 2.")])
 def test_unused_dimensions_are_said_in_plain_words(trained: Trained, tmp_path: Path, dead: int, words: str) -> None:
     model, metadata = lively(trained)
     checkpoint.save(str(tmp_path / "lively.safetensors"), dict(model.named_parameters()), metadata)

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from vaecli.errors import VaeError
+from vaecli.errors import CheckpointError, VaeError
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
-from vaecli.run import Settings, default_folder, read_config, remove_leftovers, run_files, write_config
+from vaecli.run import (
+    Settings,
+    default_folder,
+    find_checkpoint,
+    read_config,
+    remove_leftovers,
+    run_files,
+    write_config,
+)
 
 
 def record(epoch: int, seconds: float | None = 1.5) -> EpochRecord:
@@ -46,6 +54,7 @@ def test_config_round_trip(tmp_path: Path) -> None:
         {"lr": -1.0},
         {"lr": float("nan")},
         {"beta": -0.1},
+        {"beta": 1e39},
         {"lr_schedule": "linear"},
         {"kl_warmup": -1},
         {"kl_warmup": 10**9},
@@ -138,3 +147,11 @@ def test_speeds_are_kept_only_for_epochs_that_are_the_same() -> None:
     history = [record(1).without_speed(), record(2).without_speed()]
     changed = EpochRecord(2, 149.0, 144.0, 5.0, 151.0, 146.0, 5.0, 9.0, 9.0)
     assert with_speeds(history, [record(1), changed, record(3)]) == [record(1), history[1]]
+
+
+def test_a_run_without_weights_is_told_from_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Run 'vae train' first"):
+        find_checkpoint(tmp_path)
+    write_config(str(tmp_path), Settings())
+    with pytest.raises(CheckpointError, match=r"no weights file yet.* --resume"):
+        find_checkpoint(tmp_path)

@@ -90,6 +90,8 @@ class Metadata:
         if value["format"] > FORMAT:
             raise CheckpointError(f"{what} was made by a newer vae (format {value['format']}). Upgrade vaecli.")
         wanted = {"format", "model", "training", "data", "class_names", "epoch", "history"}
+        if value.keys() == wanted | {"step"}:
+            raise CheckpointError(f"{what} is the state of a run and no weights file. Name the run folder.")
         if value["format"] != FORMAT or value.keys() != wanted:
             raise damaged("its metadata has other fields than format 1")
         model, names, epoch = value["model"], value["class_names"], value["epoch"]

@@ -51,7 +51,7 @@ def _vae(
 
     \b
     Begin with:
-      ckpt=$(vae train --z-dim 2 --epochs 5)
+      ckpt=$(vae train --z-dim 2 --epochs 5 --resume)
       vae test "$ckpt"
       vae scatter "$ckpt"
     """

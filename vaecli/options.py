@@ -1,6 +1,5 @@
 """Every option of the commands, declared once."""
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -13,18 +12,19 @@ CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
 Metric = Literal["loss", "reconstruction", "kl"]
 
 _WALKS = ("grid", "traverse", "interpolate")
+_MAX_FLOAT = 2.0**127  # a larger one is none in float32; as in run.Settings
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?|mps")
 
 
 def _positive(value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise typer.BadParameter(f"{value} is not a finite number above 0.")
+    if not 0 < value <= _MAX_FLOAT:
+        raise typer.BadParameter(f"{value} is not a finite float32 above 0.")
     return value
 
 
 def _not_negative(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise typer.BadParameter(f"{value} is not a finite number of at least 0.")
+    if not 0 <= value <= _MAX_FLOAT:
+        raise typer.BadParameter(f"{value} is not a finite float32 of at least 0.")
     return value
 
 
@@ -54,7 +54,14 @@ def _sources(incomplete: str) -> list[str]:
     return [name for name in ("prior", *_WALKS, "train", "test") if name.startswith(incomplete)]
 
 
+def _given(value: str | None) -> str | None:
+    if value == "":  # an unset variable of a script, which must not mean the default
+        raise typer.BadParameter("it is empty.")
+    return value
+
+
 def _output(value: str | None) -> str | None:
+    _given(value)
     # The answer's own line goes to stdout, too, and must not follow a file's bytes there.
     return "-" if value == "/dev/stdout" else value
 
@@ -85,6 +92,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="DIR",
+        callback=_given,
         show_default="$VAE_DATA_DIR, else the user's cache",
         help="Where named data sets lie, or are downloaded to.",
     ),
@@ -95,7 +103,14 @@ Seed = Annotated[
 ]
 Dataset = Annotated[
     str | None,
-    typer.Option("-d", "--dataset", metavar="NAME", show_default="the checkpoint's", help="As in 'vae train'."),
+    typer.Option(
+        "-d",
+        "--dataset",
+        metavar="NAME",
+        callback=_given,
+        show_default="the checkpoint's",
+        help="As in 'vae train'.",
+    ),
 ]
 Split = Annotated[SplitName, typer.Option("--split", help="Which images.")]
 
@@ -106,6 +121,7 @@ TrainDataset = Annotated[
         "-d",
         "--dataset",
         metavar="NAME",
+        callback=_given,
         help="mnist, fashion-mnist, kmnist, qmnist, emnist-digits, emnist-letters, usps; "
         "or a folder of IDX files, a folder of images, a .npz.",
     ),
@@ -129,13 +145,18 @@ KlWarmup = Annotated[
         metavar="EPOCHS",
         min=0,
         max=25000,
-        help="Let the KL term's weight grow from 0 to --beta in so many epochs.",
+        help="Let the KL term's weight grow from 0 to --beta in the first so many epochs.",
     ),
 ]
 OutputDir = Annotated[
     str | None,
     typer.Option(
-        "-o", "--output-dir", metavar="DIR", show_default="outputs/<dataset>-z<z_dim>", help="The run folder."
+        "-o",
+        "--output-dir",
+        metavar="DIR",
+        callback=_given,
+        show_default="outputs/<dataset>-z<z_dim>",
+        help="The run folder.",
     ),
 ]
 CheckpointEvery = Annotated[
@@ -150,15 +171,23 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Try one batch of each step; write nothing.")]
 
 # Of test.
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Of z an image, over which its loss is averaged.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of z for each image; its loss is their mean.")]
 ImportanceSamples = Annotated[
     int | None,
-    typer.Option("--importance-samples", metavar="K", min=1, help="Take the K-sample bound on log p(x), too."),
+    typer.Option(
+        "--importance-samples",
+        metavar="K",
+        min=1,
+        help="Add log_likelihood, a lower bound on log p(x) from K draws an image.",
+    ),
 ]
 Knn = Annotated[
     int | None,
     typer.Option(
-        "--knn", metavar="K", min=1, help="Guess test labels by the K training images with the nearest codes, too."
+        "--knn",
+        metavar="K",
+        min=1,
+        help="Add knn_accuracy: test labels guessed by the K training images with the nearest codes.",
     ),
 ]
 

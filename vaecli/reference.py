@@ -1,8 +1,8 @@
 """Which number to expect: the test losses that the tutorial's recipe gave on MNIST.
 
-Nats per image after each epoch, of seeds 0, 1 and 2, on two Zen 4 cores with torch 2.15: seed 0 in
-float32, the others in bf16, which made no difference over ten epochs (README, Speed). `make results
-SEEDS=3` makes such runs again.
+Nats per image after each epoch, of seeds 0, 1 and 2, each on one thread of a Zen 4 core with torch 2.15:
+seed 0 in float32, the others in bf16, which made no difference over ten epochs (README, Speed). `make
+results SEEDS=3` makes such runs again; other hardware or threads round otherwise.
 """
 
 from vaecli.checkpoint import Metadata

@@ -11,7 +11,6 @@ outputs/mnist-z2/
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vaecli.files import LEFTOVER, parse_json, read_record, read_regular, reason
 from vaecli.metrics import MAX_EPOCHS
 
 MAX_Z_DIM = 2**15  # the state of a larger model would not fit the size cap of a file, 4 GiB
+MAX_FLOAT = 2.0**127  # of the settings, which are float32 in the step
 FORMAT = 1  # of config.json, the weights and the state file
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
 _CHECK = re.compile(r"check([1-9][0-9]*)\.safetensors")
@@ -51,8 +51,8 @@ class Settings:
             "z_dim": 1 <= self.z_dim <= MAX_Z_DIM,
             "epochs": 1 <= self.epochs <= MAX_EPOCHS,
             "batch_size": self.batch_size >= 1,
-            "lr": 0 < self.lr < math.inf,
-            "beta": 0 <= self.beta < math.inf,
+            "lr": 0 < self.lr <= MAX_FLOAT,
+            "beta": 0 <= self.beta <= MAX_FLOAT,
             "lr_schedule": self.lr_schedule in ("constant", "cosine"),
             "kl_warmup": 0 <= self.kl_warmup <= MAX_EPOCHS,
             "seed": self.seed >= 0,
@@ -144,6 +144,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         words = reason(error) if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"Cannot read {path}: {words}. Check the path.") from error
+    if not epochs and os.path.exists(os.path.join(path, CONFIG)):
+        raise CheckpointError(f"The run in {path} has no weights file yet. Wait for it, or go on with --resume.")
     if not epochs:
         raise CheckpointError(f"No check<N>.safetensors in {path}. Run 'vae train' first, or name a file.")
     return check_path(path, max(epochs))

@@ -73,7 +73,7 @@ def evaluate(
     arguments: Any = {"seed": opened.seed(seed), "device": opened.device, "on_block": observer.advance}
     accuracy = bound = None
     with memory_errors(opened.device):
-        observer.begin("test", len(images))
+        observer.begin("test", len(images) * samples, long=samples > 1)
         terms = engine.evaluate(opened.model, images, samples=samples, **arguments)
         if not terms.loss().isfinite().all():
             raise VaeError(f"The loss of {opened.path} on {split} images is not finite. Use another checkpoint.")
@@ -140,11 +140,11 @@ def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int,
 def _note_unused(active: int | None, z_dim: int, observer: Observer) -> None:
     if active == 0:
         observer.note(
-            "The latent space has collapsed: all images get the same code, so the decoder draws one picture for all. "
-            "Train anew with another --seed or a smaller --beta."
+            "The latent space has collapsed: all images get nearly the same code. Train on with --resume and a higher "
+            "--epochs; if it stays so, anew with another --seed or a smaller --beta."
         )
     elif active and active < z_dim:
-        observer.note(f"{z_dim - active} of the {z_dim} dimensions tell nothing of the image: its code is 0 there.")
+        observer.note(f"Active dimensions: {active} of {z_dim}. The means of the others hardly vary between images.")
 
 
 def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float, observer: Observer) -> None:

@@ -39,7 +39,10 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
             chosen = choose_precision(chosen, choose_device(device))
         if chosen != used and not (name in ("dataset", "data_dir") and _same_path(chosen, used)):
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} {chosen} is not the run's ({used}). Leave it out, or use another -o.")
+            others = "put the data back there" if name in ("dataset", "data_dir") else "use another -o"
+            raise UsageError(
+                f"{option} {chosen} is not the run's ({used or 'the default'}). Leave it out, or {others}."
+            )
     if saved.lr_schedule == "cosine" and "epochs" in typed and settings.epochs != saved.epochs:
         raise UsageError(
             f"--epochs {settings.epochs} is not the run's ({saved.epochs}), at which its learning rate reaches 0. "

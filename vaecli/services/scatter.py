@@ -87,6 +87,8 @@ def scatter(
 
 
 def _require_dimensions(z_dim: int, dims: tuple[int, ...] | None, manifold: bool) -> None:
+    if dims and z_dim < 2:
+        raise VaeError("The model has one dimension, and --dims names two. Leave it out.")
     if dims and max(dims) >= z_dim:
         raise VaeError(
             f"--dims {dims[0]},{dims[1]} are not two of the model's dimensions. Choose from 0 to {z_dim - 1}."

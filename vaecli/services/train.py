@@ -84,7 +84,8 @@ def _train(
     if resume and not continuing and any(os.path.basename(path) not in FIRST_COMMIT for path in present):
         raise VaeError(f"{folder} has lost its {STATE}, so it cannot go on. Use --overwrite, or another -o.")
     if continuing and check_folder and (finished := already_finished(folder, settings)):
-        observer.note("The run is finished already; a higher --epochs goes on.")
+        more = "" if settings.lr_schedule == "cosine" else "; a higher --epochs goes on"
+        observer.note(f"The run is finished already{more}.")
         return finished
     train_split, test_split = (
         data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
