@@ -1,7 +1,7 @@
 """What all commands compute with a model: its preparation, pixels in and out, and the passes without gradients.
 
 A split is one uint8 tensor; a chunk is a slice of it, made float on the way in. Per-image losses
-are collected on the device and reduced once, in float64, so no mean depends on a batch size.
+are collected and reduced once, in float64, so no mean depends on a batch size.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -77,9 +77,13 @@ def by_chunks(device: torch.device, compute: Callable[..., Iterable[Tensor]], *i
 @torch.inference_mode()
 def encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
     """Posteriors of uint8 images (B, 28, 28), in float32 on the device. Raises VaeError if not finite."""
-    posterior = Gaussian(*by_chunks(device, lambda chunk: model.encode(to_unit(chunk, device)), images))
+    posterior = _encode(model, images, device)
     require_finite(posterior, "codes")
     return posterior
+
+
+def _encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
+    return Gaussian(*by_chunks(device, lambda chunk: model.encode(to_unit(chunk, device)), images))
 
 
 def _posterior_noise(seed: int, block: int, count: int, z_dim: int, draw: int = 0) -> Tensor:
@@ -134,17 +138,16 @@ def evaluate(
     """
     model.eval()
 
-    def costs(mean: Tensor, logvar: Tensor, eps: Tensor, chunk: Tensor) -> list[Tensor]:
-        z = Gaussian(mean, logvar).sample(eps)
+    def costs(z: Tensor, chunk: Tensor) -> list[Tensor]:
         return [reconstruction(model.decode(z), to_unit(chunk, device))]
 
     parts = []
     for block, chunk in blocks(images):
-        posterior = Gaussian(*by_chunks(device, lambda chunk: model.encode(to_unit(chunk, device)), chunk))
+        posterior = _encode(model, chunk, device)
         total = torch.zeros(len(chunk), dtype=torch.float64)
         for draw in range(samples):
             eps = _posterior_noise(seed, block, len(chunk), model.z_dim, draw).to(device)
-            total += by_chunks(device, costs, *posterior, eps, chunk)[0].cpu()
+            total += by_chunks(device, costs, posterior.sample(eps), chunk)[0].cpu()
             on_block(len(chunk))
         parts.append(Terms(total / samples, kl(posterior).cpu().double()))
     return Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
