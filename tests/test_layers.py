@@ -18,7 +18,6 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 def test_convolve_to_one_is_the_layer(
     training: bool, memory_format: torch.memory_format, kernel: tuple[int, int]
 ) -> None:
-    torch.manual_seed(0)
     layer = nn.Conv2d(8, 1, kernel).double().train(training)
     h = torch.randn(3, 8, 9, 7, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     ours, theirs = convolve_to_one(layer, h), layer(h)
@@ -57,7 +56,6 @@ def test_an_eval_model_has_all_of_autograd() -> None:
 
 
 def test_deconvolve_is_the_layer() -> None:
-    torch.manual_seed(0)
     layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double()
     h = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
     ours, theirs = deconvolve(layer, h), layer(h)
@@ -70,7 +68,6 @@ def test_deconvolve_is_the_layer() -> None:
 @pytest.mark.parametrize("dims", [2, 9])  # fewer and more than images: the two ways to compute it
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_from_map_is_the_layer_on_a_flat_map(dims: int, memory_format: torch.memory_format) -> None:
-    torch.manual_seed(0)
     layer = nn.Linear(6 * 4 * 5, dims).double()
     h = torch.randn(5, 6, 4, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     ours, theirs = from_map(layer, h), layer(h.flatten(1))

@@ -88,7 +88,6 @@ def test_bound_approaches_the_integrated_likelihood_from_below(
 
 def test_bound_of_a_linear_gaussian_is_its_closed_form() -> None:
     """x = W z + b + noise: log p(x) is known, and each draw from the true posterior gives it exactly."""
-    torch.manual_seed(0)
     weight, shift, deviation = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64), 0.7
     weight, _ = torch.linalg.qr(weight)  # orthogonal columns: a diagonal posterior
     x = torch.randn(40, 6, dtype=torch.float64)
