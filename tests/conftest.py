@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from vaecli import data
 from vaecli.cli import app
 from vaecli.run import Settings
+from vaecli.services import Observer
 from vaecli.services.resume import Trained
 from vaecli.services.train import train
 
@@ -25,6 +26,16 @@ INKS = ("navy", "maroon", "darkgreen", "black", "purple", "indigo", "#333", "bro
 PAPERS = ("white", "ivory", "#f0e6d2", "#dfe8f0", "honeydew")
 
 Invoke = Callable[..., Result]
+
+
+class Notes(Observer):
+    """Keeps what a service notes."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vaecli.errors import VaeError
 from vaecli.latent import REACH, interpolation, manifold, quantiles, traversal
 
 
@@ -31,9 +32,9 @@ def test_manifold_of_one_dimension_takes_any_count() -> None:
     assert not z[:, 0].any()
 
 
-@pytest.mark.parametrize(("count", "squares"), [(2, "1 or 4"), (99, "81 or 100")])
-def test_manifold_is_a_square(count: int, squares: str) -> None:
-    with pytest.raises(ValueError, match=squares):
+@pytest.mark.parametrize(("count", "remedy"), [(2, "Use 1 or 4"), (99, "Use 81 or 100")])
+def test_manifold_is_a_square(count: int, remedy: str) -> None:
+    with pytest.raises(VaeError, match=remedy):
         manifold(count, 2, (0, 1))
 
 
@@ -43,7 +44,7 @@ def test_traversal_varies_one_dimension_a_row() -> None:
         np.testing.assert_allclose(row[:, dim], np.linspace(-REACH, REACH, 5), atol=1e-6)
         assert not np.delete(row.numpy(), dim, axis=1).any()
     assert not traversal(2, 2, (0, 1)).any()  # a single step is the middle
-    with pytest.raises(ValueError, match="2 rows"):
+    with pytest.raises(VaeError, match=r"2 rows.* Use 4"):
         traversal(5, 2, (0, 1))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Invoke, assert_one_line
+from conftest import TINY, Invoke, Notes, assert_one_line
 from test_hostile import SOAKING
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
@@ -18,7 +18,6 @@ from vaecli.loss import kl
 from vaecli.measures import importance_bound, knn_accuracy, latent_usage, log_likelihood
 from vaecli.model import ConvVAE, Gaussian
 from vaecli.run import Settings
-from vaecli.services import Observer
 from vaecli.services.evaluate import evaluate
 from vaecli.services.resume import Trained
 from vaecli.services.train import train
@@ -182,14 +181,9 @@ def test_unused_dimensions_are_said_in_plain_words(trained: Trained, tmp_path: P
         for parameter in model.linear1mean.parameters():
             parameter[:dead] = 0
     checkpoint.save(str(tmp_path / "dead.safetensors"), dict(model.named_parameters()), metadata)
-    heard: list[str] = []
-
-    class Listener(Observer):
-        def note(self, text: str) -> None:
-            heard.append(text)
-
-    result = evaluate(str(tmp_path / "dead.safetensors"), observer=Listener())
+    notes = Notes()
+    result = evaluate(str(tmp_path / "dead.safetensors"), observer=notes)
     assert result.active_units == 2 - dead
-    assert any(words in note for note in heard)
-    assert evaluate(str(tmp_path / "lively.safetensors"), observer=Listener()).active_units == 2
-    assert len(heard) == 1
+    assert any(words in note for note in notes.heard)
+    assert evaluate(str(tmp_path / "lively.safetensors"), observer=notes).active_units == 2
+    assert len(notes.heard) == 1

@@ -242,6 +242,11 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str], arg
     assert_one_line(capsys.readouterr().err)
 
 
+def test_a_walk_names_each_dimension_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "no-such-checkpoint", "--from", "grid", "--dims", "1,1"]) == 2
+    assert "each once" in assert_one_line(capsys.readouterr().err)
+
+
 # Outputs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, TINY
+from conftest import DIGITS, TINY, Notes
 from PIL import Image
 from test_checkpoint import join, split
 
@@ -334,18 +334,13 @@ def test_standard_errors_are_over_images(trained: Trained, digits: Any) -> None:
 def test_a_single_image_has_no_spread(trained: Trained, digits: data.Split, tmp_path: Path) -> None:
     """No standard error, and no word of a collapse: nothing differs between images."""
     np.savez(tmp_path / "one.npz", images=digits.images[:10].numpy())  # of ten, the last is the test split
-    heard: list[str] = []
-
-    class Listener(Observer):
-        def note(self, text: str) -> None:
-            heard.append(text)
-
-    result = evaluate(trained.checkpoint, dataset=str(tmp_path / "one.npz"), importance_samples=2, observer=Listener())
+    notes = Notes()
+    result = evaluate(trained.checkpoint, dataset=str(tmp_path / "one.npz"), importance_samples=2, observer=notes)
     assert result.images == 1
     errors = (result.loss_se, result.reconstruction_se, result.kl_se, result.log_likelihood_se)
     assert errors == (None,) * 4
     assert result.active_units is None
-    assert not any("collapsed" in text for text in heard)
+    assert not any("collapsed" in text for text in notes.heard)
 
 
 def test_divergence_keeps_the_last_finished_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vaecli.errors import VaeError
+
 REACH = 3.0  # standard deviations on either side that a traversal covers
 
 
@@ -18,19 +20,33 @@ def quantiles(count: int) -> Tensor:
     return torch.erfinv(2 * shares - 1).mul(math.sqrt(2)).float()
 
 
+def side_of(count: int) -> int:
+    """Codes a side of a square of `count`. Raises VaeError if it is none."""
+    side = math.isqrt(count)
+    if side * side != count:
+        raise VaeError(f"A grid is a square, which -n {count:,} is not. Use {side**2:,} or {(side + 1) ** 2:,}.")
+    return side
+
+
+def steps_of(count: int, rows: int) -> int:
+    """Codes a row of `count` in equal rows. Raises VaeError if they do not fill them."""
+    steps, rest = divmod(count, rows)
+    if rest:
+        raise VaeError(f"-n {count:,} images do not fill {rows} rows, one a dimension. Use {max(1, steps) * rows:,}.")
+    return steps
+
+
 def manifold(count: int, z_dim: int, dims: Sequence[int]) -> Tensor:
     """Codes (count, Z) at the Gaussian's quantiles over one or two dimensions, the others 0.
 
     Over two they are a square, `dims[0]` from left to right and `dims[1]` from the bottom to the
-    top, as in a scatter (Kingma & Welling 2013, appendix A). Raises ValueError if `count` is no square.
+    top, as in a scatter (Kingma & Welling 2013, appendix A). Raises VaeError if `count` is no square.
     """
     z = torch.zeros(count, z_dim)
     if len(dims) == 1:
         z[:, dims[0]] = quantiles(count)
         return z
-    side = math.isqrt(count)
-    if side * side != count:
-        raise ValueError(f"a grid is a square, which {count:,} is not: {side**2:,} or {(side + 1) ** 2:,} is")
+    side = side_of(count)
     across = quantiles(side)
     z[:, dims[0]] = across.repeat(side)
     z[:, dims[1]] = across.flip(0).repeat_interleave(side)
@@ -40,11 +56,9 @@ def manifold(count: int, z_dim: int, dims: Sequence[int]) -> Tensor:
 def traversal(count: int, z_dim: int, dims: Sequence[int]) -> Tensor:
     """Codes (count, Z), a row of equal steps from -3 to 3 for each of `dims`, the others 0.
 
-    Raises ValueError if `count` is no multiple of the number of rows.
+    Raises VaeError if `count` is no multiple of the number of rows.
     """
-    steps, rest = divmod(count, len(dims))
-    if rest:
-        raise ValueError(f"{count:,} codes do not fill {len(dims)} rows")
+    steps = steps_of(count, len(dims))
     z = torch.zeros(len(dims), steps, z_dim)
     for row, dim in enumerate(dims):
         z[row, :, dim] = torch.linspace(-REACH, REACH, steps) if steps > 1 else 0.0

@@ -70,7 +70,8 @@ def encode(
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
     paths = [path for each in inputs for path in ([each] if isinstance(each, str) else read_paths(each))]
-    guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *inputs, *paths)
+    streams = [each for each in inputs if not isinstance(each, str)]
+    guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *streams, *paths)
     if not paths:
         found = open_split(opened, dataset, split, data_dir, observer)
         key, names, count, blocks = "index", found.class_names, len(found.images), _split_blocks(found)

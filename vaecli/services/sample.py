@@ -1,7 +1,6 @@
 """`vae sample`: images out of the decoder, from the prior, from encoded images, along walks, or from a table."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -157,21 +156,16 @@ def _check_usage(
     if name == "grid" and dims and len(dims) > 2:
         raise UsageError("A grid has one or two dimensions. Use --dims I,J, or --from traverse.")
     if dims and len(set(dims)) < len(dims):
-        raise UsageError(f"--dims {','.join(map(str, dims))} names a dimension twice. Name each once.")
-    if dims and count and (misfit := _misfit(name, count, len(dims))):
-        raise UsageError(misfit)
+        raise UsageError(f"--dims {','.join(map(str, dims))} names a dimension twice. Use each once.")
     if count is not None and count > MOST[form]:
         raise UsageError(_too_many(form))
-
-
-def _misfit(walk: str, count: int, dims: int) -> str | None:
-    """Why a walk along `dims` dimensions cannot have `count` images, if it cannot."""
-    side, steps = math.isqrt(count), count // dims
-    if walk == "grid" and dims == 2 and side**2 != count:
-        return f"A grid is a square, which -n {count:,} is not. Use {side**2:,} or {(side + 1) ** 2:,}."
-    if walk == "traverse" and count % dims:
-        return f"-n {count:,} images do not fill {dims} rows, one a dimension. Use {max(1, steps) * dims:,}."
-    return None
+    try:  # with --dims a walk's shape depends on no model
+        if name == "grid" and count and dims and len(dims) == 2:
+            latent.side_of(count)
+        if name == "traverse" and count and dims:
+            latent.steps_of(count, len(dims))
+    except VaeError as error:
+        raise UsageError(str(error)) from None
 
 
 def _too_many(form: Format) -> str:
@@ -222,8 +216,6 @@ def _walk(
     count = count or (STEPS * len(dims) if source == "traverse" else DEFAULT_COUNT)
     if count > most:
         raise VaeError(f"{len(dims):,} dimensions make {count:,} images, too many for one output. Choose --dims.")
-    if misfit := _misfit(source, count, len(dims)):
-        raise VaeError(misfit)
     if source == "traverse":
         z, columns = latent.traversal(count, z_dim, dims), count // len(dims)
     else:
