@@ -1,4 +1,4 @@
-"""Pictures in and out."""
+"""Pictures in."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vaecli import data
 from vaecli.errors import DataError
-from vaecli.images import conversion_note, fit, fit_all, grid, list_images, read_image, read_images
+from vaecli.images import conversion_note, fit, fit_all, list_images, read_image, read_images
 
 
 def test_28x28_grey_is_left_alone(tmp_path: Path, digits: data.Split) -> None:
@@ -149,21 +149,3 @@ def test_conversions_are_counted(tmp_path: Path) -> None:
     assert converted == 2
     assert conversion_note(2, 3, "images").startswith("Converted 2 of 3 images to 28x28 grey")
     assert fit_all(np.zeros((2, 16, 16), np.uint8)).shape == (2, 28, 28)
-
-
-def test_grid_shows_every_image_in_order(digits: data.Split) -> None:
-    tiles = digits.images[:7].numpy()
-    picture = np.asarray(grid(tiles))
-    scale = next(scale for scale in range(8, 0, -1) if (picture.shape[0] - scale) % (29 * scale) == 0)
-    columns = (picture.shape[1] - scale) // (29 * scale)
-    assert columns == 3
-    for index, tile in enumerate(tiles):
-        top, left = (scale + (place * 29 * scale) for place in divmod(index, columns))
-        np.testing.assert_array_equal(picture[top : top + 28 * scale : scale, left : left + 28 * scale : scale], tile)
-
-
-@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (100, (10, 10)), (10_000, (100, 100))])
-def test_grid_is_nearly_square(count: int, shape: tuple[int, int]) -> None:
-    image = grid(np.zeros((count, 28, 28), np.uint8))
-    assert abs(image.height / image.width - shape[0] / shape[1]) < 0.05
-    assert max(image.size) <= 4000

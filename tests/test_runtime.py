@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vaecli.errors import VaeError
-from vaecli.runtime import choose_device, choose_precision, generator, memory_errors, noise
+from vaecli.runtime import choose_device, choose_precision, emulates_bf16, generator, memory_errors, noise
 
 CPU = torch.device("cpu")
 
@@ -40,6 +40,13 @@ def test_explicit_precision_is_taken_as_it_is() -> None:
 def test_auto_precision_is_bf16_exactly_on_amx() -> None:
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     assert choose_precision("auto", CPU) == ("bf16" if has_amx else "fp32")
+
+
+@pytest.mark.parametrize("name", ["amx_bf16", "avx512_bf16", "bf16", "avx2"])
+def test_bf16_is_emulated_unless_there_are_instructions_for_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True, "avx512_f": True})
+    assert emulates_bf16(CPU) == (name == "avx2")
+    assert not emulates_bf16(torch.device("cuda"))
 
 
 def test_auto_device_is_one_that_works() -> None:

@@ -19,7 +19,8 @@ import vaecli
 from vaecli import data, engine, latent
 from vaecli.cli import app, main
 from vaecli.errors import DataError
-from vaecli.images import grid, inverted, read_images
+from vaecli.grids import grid
+from vaecli.images import inverted, read_images
 from vaecli.run import Settings
 from vaecli.runtime import noise
 from vaecli.services.train import train

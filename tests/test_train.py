@@ -19,6 +19,7 @@ from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
 from vaecli.metrics import EpochRecord, read_metrics, write_metrics
 from vaecli.run import Settings
 from vaecli.services import Observer
+from vaecli.services import train as service
 from vaecli.services.evaluate import evaluate
 from vaecli.services.resume import Trained
 from vaecli.services.train import train
@@ -209,6 +210,17 @@ def test_a_warm_up_past_the_end_is_said(tmp_path: Path) -> None:
         heard = Stop(epoch=99)
         train(dataclasses.replace(SETTINGS, epochs=epochs, kl_warmup=1), str(tmp_path), dry_run=True, observer=heard)
         assert any("full weight only after epoch 1" in note for note in heard.notes) == said
+
+
+@pytest.mark.parametrize(("precision", "emulated"), [("bf16", True), ("bf16", False), ("fp32", True)])
+def test_bf16_without_hardware_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, emulated: bool
+) -> None:
+    monkeypatch.setattr(service, "emulates_bf16", lambda device: emulated)
+    heard = Notes()
+    settings = dataclasses.replace(SETTINGS, precision=precision, batch_size=2)
+    train(settings, str(tmp_path), dry_run=True, observer=heard)
+    assert any("no instructions for bf16" in note for note in heard.heard) == (precision == "bf16" and emulated)
 
 
 def test_a_run_from_before_schedules_goes_on(trained: Trained, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**31 - 1
+_THRESHOLDS = (2**30, 2**25)  # bytes; older versions, such as 2.31, refuse more than the second
 
 
 def keep_freed_memory() -> None:
@@ -20,6 +21,6 @@ def keep_freed_memory() -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
+    if mallopt is not None and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _THRESHOLDS):  # musl has none
+        # Only then: it also stops glibc from raising the other threshold by itself.
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vaecli.errors import CheckpointError, VaeError
@@ -118,6 +119,15 @@ def run_files(folder: str) -> list[str]:
     except OSError as error:
         raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
     return [os.path.join(folder, name) for name in names if _is_own(name)]
+
+
+def remove(files: Iterable[str]) -> None:
+    """Remove files of a run. Raises VaeError where the system refuses."""
+    for path in files:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            raise VaeError(f"Cannot remove {path}: {reason(error)}. Choose another -o.") from error
 
 
 def remove_leftovers(folder: str) -> None:

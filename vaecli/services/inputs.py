@@ -1,6 +1,7 @@
 """What most commands begin with: a checkpoint on a device, and a split of a data set."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -9,10 +10,12 @@ import torch
 from vaecli import checkpoint, data, engine
 from vaecli.errors import DataError
 from vaecli.files import reason
+from vaecli.images import background_note, bright_backgrounds
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
 from vaecli.runtime import be_exact, choose_device
 from vaecli.services import Observer
+from vaecli.sources import image_roots
 
 MAX_LISTING = 2**28  # bytes of a list of paths
 
@@ -69,3 +72,10 @@ def open_split(
         elif opened.metadata.class_names:
             found = data.Split(found.images, found.labels, opened.metadata.class_names)
     return found
+
+
+def note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
+    """Pictures of one's own are trained on as they are, also where scans were meant to be white on black."""
+    if image_roots(dataset) and (bright := sum(bright_backgrounds(split.images.numpy()) for split in splits)):
+        remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
+        observer.note(background_note(bright, sum(len(split.images) for split in splits), remedy))

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from vaecli.files import open_folder, open_output
+from vaecli.grids import animation, grid, made_by, png
 from vaecli.idx import MAX_BYTES
-from vaecli.images import SIDE, Pixels, animation, grid, made_by, png
+from vaecli.images import SIDE, Pixels
 
 Format = Literal["png", "gif", "npz", "folder"]
 

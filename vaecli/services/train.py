@@ -5,25 +5,23 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Set
 
 import torch
 
 from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata, Training
 from vaecli.errors import DivergedError, Interrupted, VaeError
-from vaecli.files import reason
-from vaecli.images import background_note, bright_backgrounds
 from vaecli.lock import lock_folder
 from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
-from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove_leftovers, run_files, write_config
-from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
+from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove, remove_leftovers, run_files, write_config
+from vaecli.runtime import be_exact, choose_device, choose_precision, emulates_bf16, memory_errors
 from vaecli.schedule import Schedule
 from vaecli.services import Observer
+from vaecli.services.inputs import note_background
 from vaecli.services.outputs import refuse_inside, refuse_stray_link
 from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
-from vaecli.sources import image_roots
 from vaecli.training import Trainer
 
 # All that a run can hold that was killed before its first epoch was committed.
@@ -90,7 +88,7 @@ def _train(
     train_split, test_split = (
         data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
     )
-    _note_background(settings.dataset, [train_split, test_split], observer)
+    note_background(settings.dataset, (train_split, test_split), observer)
     with memory_errors(device):
         run = _Run(folder, settings, device, train_split, test_split, observer, check_folder)
         if continuing:
@@ -99,7 +97,7 @@ def _train(
             run.try_one_batch()
             return None
         if overwrite:
-            _remove(present)
+            remove(present)
         write_config(folder, settings)
         return run.train()
 
@@ -145,6 +143,8 @@ class _Run:
             f"{len(self.train_images):,} training and {len(self.test_images):,} test images; "
             f"{device}, {settings.precision}."
         )
+        if settings.precision == "bf16" and emulates_bf16(device):
+            observer.note("This processor has no instructions for bf16: training in fp32 is faster.")
         if settings.kl_warmup >= settings.epochs:
             observer.note(
                 f"The KL term has its full weight only after epoch {settings.kl_warmup}; "
@@ -290,18 +290,3 @@ class _Run:
 
     def _training(self) -> Training:
         return Training(**{field.name: getattr(self.settings, field.name) for field in dataclasses.fields(Training)})
-
-
-def _note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
-    """Pictures of one's own are trained on as they are, also where scans were meant to be white on black."""
-    if image_roots(dataset) and (bright := sum(bright_backgrounds(split.images.numpy()) for split in splits)):
-        remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
-        observer.note(background_note(bright, sum(len(split.images) for split in splits), remedy))
-
-
-def _remove(files: list[str]) -> None:
-    for path in files:
-        try:
-            os.unlink(path)
-        except OSError as error:
-            raise VaeError(f"Cannot remove {path}: {reason(error)}. Choose another -o.") from error
