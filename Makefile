@@ -87,7 +87,7 @@ results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws
 
 .PHONY: test
 test: install ## Run the tests, with coverage
-	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
+	$(BIN)/python -m pytest --cov -n 2 --dist worksteal
 
 .PHONY: soak
 soak: install ## Attack it for longer: kill FAULTS=200 trainings, read FUZZ=100000 damaged files

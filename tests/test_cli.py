@@ -19,6 +19,7 @@ import torch
 from conftest import DIGITS, Invoke, assert_one_line, process
 from PIL import Image
 from test_idx import idx_bytes
+from warm import command_on_path
 
 import vaecli
 from vaecli import checkpoint, data, engine
@@ -705,15 +706,17 @@ def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(numb
 def test_the_pipelines_of_the_contract(tmp_path: Path) -> None:
     script = """
     set -euo pipefail
-    vae() { "$PYTHON" -m vaecli "$@"; }
     ckpt=$(vae train -d "$DIGITS" -e 1 --seed 3)
     vae test "$ckpt" --json | "$PYTHON" -m json.tool
     vae encode "$ckpt" | head -3
     vae scatter "$ckpt"
     vae curves "$ckpt"
     """
-    env = os.environ | {"PYTHON": sys.executable, "DIGITS": str(DIGITS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=120, check=False)
+    with command_on_path({}) as path:
+        env = os.environ | {"PATH": path, "PYTHON": sys.executable, "DIGITS": str(DIGITS)}
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=120, check=False
+        )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
     assert lines[0] == "{"

@@ -76,9 +76,10 @@ def test_equal_settings_give_equal_bytes(trained: Trained, tmp_path: Path) -> No
     ],
 )
 def test_every_setting_matters(trained: Trained, tmp_path: Path, other: dict[str, object]) -> None:
-    result = run(tmp_path / "run", settings=other)
-    assert result.test_losses != trained.test_losses
-    assert weights(result) != weights(trained)
+    """Already in the first epoch. (The files differ in any case: they name their settings.)"""
+    result = run(tmp_path / "run", epochs=1, settings=other)
+    assert result.test_losses[0] != trained.test_losses[0]
+    assert result.train_losses[0] != trained.train_losses[0]
 
 
 def test_checkpoints_and_intervals_do_not_matter(trained: Trained, tmp_path: Path) -> None:
