@@ -1,5 +1,7 @@
 """The training step and its epoch: exact means, seeds that decide everything, losses that must be finite."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -148,9 +150,29 @@ def test_a_graph_computes_what_its_steps_do(
 
 
 @needs_cuda
-def test_cuda_trains_as_the_cpu_does(digits: data.Split) -> None:
-    on_cpu, on_cuda = (
-        [trained.epoch(epoch, 0).loss for epoch in range(1, 6)]
-        for trained in (trainer(digits.images, 50, device=device) for device in (CPU, torch.device("cuda")))
-    )
-    assert on_cuda[-1] == pytest.approx(on_cpu[-1], rel=0.1)  # other noise, other order
+def test_no_step_waits_for_the_gpu(digits: data.Split) -> None:
+    """Neither a graph nor the short last batch; torch raises where a call would."""
+    trained = trainer(digits.images, 40, CHANGING, device=torch.device("cuda"))
+    trained.epoch(1, 0)  # records the graph
+    order, eps = trained._draw(2, 0)
+    with warnings.catch_warnings(action="ignore"):  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in (slice(0, 40), slice(120, 150)):
+            trained._follow_schedule(1.5)
+            trained._run(order[batch], eps[batch])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cuda_trains_as_the_cpu_does(digits: data.Split, monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    """With the same order and noise, which each device draws its own."""
+    cuda = torch.device("cuda")
+    be_exact(cuda)
+    on_cpu, on_cuda = trainer(digits.images, 50), trainer(digits.images, 50, device=cuda, bf16=bf16)
+    draw = on_cpu._draw
+    monkeypatch.setattr(on_cuda, "_draw", lambda epoch, seed: [drawn.to(cuda) for drawn in draw(epoch, seed)])
+    for epoch in range(1, 6):
+        assert on_cuda.epoch(epoch, 0).loss == pytest.approx(on_cpu.epoch(epoch, 0).loss, abs=0.5)

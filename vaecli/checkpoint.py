@@ -146,13 +146,13 @@ def read_metadata(path: str) -> Metadata:
 
 def save_state(path: str, model: "ConvVAE", optimizer: "Adam", metadata: Metadata) -> None:
     """Write all that an exact resume needs: weights, Adam's moments and step, and the metadata."""
-    tensors, step = {}, 0
+    tensors = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
-        step = int(moments["step"])
         tensors[f"model.{name}"] = parameter.detach()
         tensors[f"exp_avg.{name}"] = moments["exp_avg"]
         tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"]
+    step = int(moments["step"])  # the same for all
     write_whole(path, _to_bytes(tensors, metadata.to_json() | {"step": step}))
 
 

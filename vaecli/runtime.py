@@ -35,6 +35,7 @@ def be_exact(device: torch.device) -> None:
     if device.type == "cuda":  # pragma: no cover-cuda
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may reorder sums
         torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock, in each process anew
         # Else each new tensor is filled first: kernels for nothing.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -137,7 +137,7 @@ class Trainer:
 
 
 class _Graph:  # pragma: no cover-cuda
-    """The step on a full batch as a CUDA graph: recorded once, replayed with one launch instead of some fifty.
+    """The step on a full batch as a CUDA graph: recorded once, replayed with one launch instead of over a hundred.
 
     https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     """

@@ -234,7 +234,8 @@ class _Run:
     def _require_finite(self, epoch: int) -> None:
         """A large gradient's square can overflow while the loss does not; no state with it could be read again."""
         moments = (value for state in self.trainer.optimizer.state.values() for value in state.values())
-        if not all(value.isfinite().all() for value in (*self.model.parameters(), *moments)):
+        finite = [value.isfinite().all() for value in (*self.model.parameters(), *moments)]
+        if not torch.stack(finite).all():  # read once: each reading waits for a GPU
             raise DivergedError(f"Adam's moments are not finite after epoch {epoch}")
 
     def _commit(self, epoch: int) -> None:
