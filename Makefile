@@ -27,7 +27,7 @@ train: OUT ?= outputs/$(NAME)-z$(Z_DIM)
 .PHONY: help
 help: ## Show this list
 	@echo "make TARGET [Z_DIM=2] [EPOCHS=50] [DATASET=mnist] [OUT=outputs/...] [SEED=0] [PRECISION=fp32|bf16]"
-	@awk -F ':.*## ' '/^[a-z0-9 %-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 %-]+:.*## / {printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: .venv/installed ## Make .venv with the package and its development tools

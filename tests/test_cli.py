@@ -172,6 +172,13 @@ def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> Non
 # train
 
 
+def test_what_to_type_next_is_no_option(invoke: Invoke) -> None:
+    result = invoke("train", "-d", DIGITS, "-e", "1", "-b", "100", "-o", "-dash", "--device", "cpu")
+    assert result.stdout == "-dash/check1.safetensors\n"
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("  vae test"))
+    assert invoke(*line.split()[1:], "-q").exit_code == 0
+
+
 def test_train_answers_with_the_checkpoint_and_tells_of_each_epoch(invoke: Invoke) -> None:
     result = invoke(*TRAIN, "-o", "./a run", "--log-interval", "2")
     assert result.exit_code == 0
@@ -541,7 +548,7 @@ def test_runs_of_any_name_are_drawn(run_copy: Path, invoke: Invoke, name: str) -
 def test_runs_of_the_same_name_are_told_apart(run_copy: Path, invoke: Invoke) -> None:
     shutil.copytree(run_copy, "b/run")
     shutil.copytree(run_copy, "a/run")
-    invoke("curves", "a/run", "b/run", "a/run", "-o", "both.svg")
+    invoke("curves", "a/run", "b/run", "a/run", "./a/run/", "-o", "both.svg")
     assert Path("both.svg").read_text().count("<!-- a/run: ") == 1
     assert Path("both.svg").read_text().count("<!-- b/run: ") == 1
 
@@ -633,9 +640,12 @@ def test_outputs_may_be_pipes_of_the_shell(ckpt: str) -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0
     assert done.stderr == b"\x89PNG"
-    script = f"{sys.executable} -m vaecli curves {ckpt!r} -q -o /dev/stdout > curves.png"
-    subprocess.run(["bash", "-c", script], timeout=60, check=True)
-    assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+    expected = process("curves", ckpt, "-o", "-").stdout
+    assert expected.startswith(b"\x89PNG")
+    for place in ("/dev/stdout", "/dev/fd/1"):  # no path follows the figure there
+        script = f"{sys.executable} -m vaecli curves {ckpt!r} -q -o {place} | cat > curves.png"
+        subprocess.run(["bash", "-c", script], timeout=60, check=True)
+        assert Path("curves.png").read_bytes() == expected
 
 
 # As processes

@@ -66,6 +66,26 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
 
 
+@pytest.mark.parametrize(("width", "bar"), [(80, True), (60, True), (40, False)])
+def test_a_bar_fits_and_of_unknown_length_counts(monkeypatch: pytest.MonkeyPatch, width: int, bar: bool) -> None:
+    stderr = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with console.observer(quiet=False) as observer:
+        observer.begin("epoch 3/50, test", 100)
+        observer.advance(50, 160.123)
+        observer.begin("sample", 0)
+        observer.advance(1000)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stderr.getvalue())
+    frames = re.split(r"[\r\n]+", text)
+    assert max(map(len, frames)) < width
+    assert ("\u2501" in text) == bar
+    counted = [frame for frame in frames if frame.startswith("sample")]
+    assert "1,000" in counted[-1]
+    assert not any("%" in frame for frame in counted)
+
+
 def test_a_terminal_that_has_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     gone = open(theirs, "w")  # noqa: SIM115 - closing it fails, as it must

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and read only when they are what they should be."""
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -33,6 +34,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         half_write()
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failed_write_leaves_no_new_folders(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+
+    def fail(opened: contextlib.AbstractContextManager[object]) -> None:
+        with opened:
+            raise KeyError
+
+    for opened in (open_output(str(tmp_path / "a/b/c/file")), open_folder(str(tmp_path / "a/b/c"), lambda path: False)):
+        with pytest.raises(KeyError):
+            fail(opened)
+        assert os.listdir(tmp_path / "a") == []
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:

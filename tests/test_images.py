@@ -117,7 +117,7 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
 
 def test_an_error_names_no_addresses(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    with pytest.raises(DataError, match=r"empty\.png is no image that can be read \(unknown format\)\. Remove it\."):
+    with pytest.raises(DataError, match=r"empty\.png is no image that can be read \(unknown format\)\. Leave it out\."):
         read_image(str(tmp_path / "empty.png"))
 
 

@@ -11,6 +11,7 @@ from matplotlib.patches import Circle, StepPatch
 
 from vaecli import plots
 from vaecli.metrics import EpochRecord
+from vaecli.plots import plain, told_apart
 from vaecli.plots.curves import curves
 from vaecli.plots.scatter import MANIFOLD_SIDE, MAX_NAMES, MAX_PANELS, manifold_codes, panels, reach, scatter
 
@@ -217,6 +218,14 @@ def test_the_gap_between_training_and_test_is_filled() -> None:
     corners = {tuple(corner) for corner in gap.get_paths()[0].vertices.tolist()}  # type: ignore[union-attr]
     for record in history(5):
         assert {(record.epoch, record.train_loss), (record.epoch, record.test_loss)} <= corners
+
+
+def test_long_names_are_told_apart() -> None:
+    sweep = [f"mnist-z2-lr{rate}-kl-warmup-10-cosine-seed0" for rate in (0.001, 0.003)]
+    shown = texts(curves({name: history(3) for name in sweep}, "loss"))[:2]
+    assert shown[0] != shown[1]
+    assert told_apart(["a" * 100]) == [plain("a" * 100, 32)]
+    assert told_apart(["\x00", "\x01"]) == ["?", "?"]  # nothing helps
 
 
 def test_several_runs_are_named_and_told_apart_by_colour_and_marker() -> None:

@@ -411,6 +411,8 @@ def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data
     assert any("Converted 18 of 18 train images" in line for line in result.stderr.splitlines())
     assert "bright" not in invoke("encode", "run").stderr  # the model knows them so
     assert "use --invert" in invoke("encode", ckpt, "-d", "scans").stderr
+    for command in (["test"], ["scatter", "-o", "a.png"], ["sample", "--from", "test", "-n", "1", "-o", "a.png"]):
+        assert invoke(*command, ckpt, "-d", "scans").stderr.count("have a bright background") == 1, command
 
 
 def test_a_table_of_paths_goes_through_jsonl_too(ckpt: str, invoke: Invoke, pictures: list[str]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ def test_lost_metrics_come_back_without_their_speeds(trained: Trained, tmp_path:
 def test_a_typed_option_that_differs_is_wrong_usage(trained: Trained, tmp_path: Path, other: dict[str, object]) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     name = next(iter(other))
-    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} "):
+    used = {"kl_warmup": "0", "data_dir": "the default"}.get(name, str(getattr(SETTINGS, name)))
+    with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')} .*\({re.escape(used)}\)"):
         run(folder, 3, settings=other, resume=True, typed={name, "epochs"})
     run(folder, 2, settings=other, resume=True, typed={"epochs"})  # not typed, so the run's own holds
 
@@ -298,6 +300,25 @@ def test_a_run_that_lost_its_state_is_not_silently_begun_again(trained: Trained,
         run(folder, 2, resume=True)
     (folder / "check2.safetensors").unlink()  # as if killed between the first check and its state
     assert weights(run(folder, 2, resume=True)) == weights(trained)
+
+
+def test_a_damaged_state_says_what_to_do(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    os.truncate(folder / "state.safetensors", 1000)
+    with pytest.raises(VaeError, match=r"cut short\. Restore it, or begin anew with --overwrite\."):
+        run(folder, 3, resume=True)
+
+
+def test_a_run_says_that_its_data_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DIGITS, "digits")
+    result = run(Path("run"), 1, settings={"dataset": "digits"})
+    monkeypatch.chdir("run")
+    assert run(Path("../run"), 1, resume=True).checkpoint == "../run/check1.safetensors"  # finished: it needs no data
+    with pytest.raises(VaeError, match=r"The run's data set 'digits' is not here\. Go on from the folder"):
+        run(Path("../run"), 2, resume=True, typed={"epochs"})
+    with pytest.raises(VaeError, match=r"check1\.safetensors is not here: 'digits'\. Name it with --dataset\."):
+        evaluate("check1.safetensors")
+    assert evaluate("check1.safetensors", dataset="../digits").loss == pytest.approx(result.test_losses[-1], abs=1e-3)
 
 
 def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 2**32  # of a file: z_dim 32,768 with Adam's moments takes 3.7 GB
 MAX_CLASSES, MAX_NAME = 10_000, 255  # class names, and the characters of one: names of folders
 _MODEL = "ConvVAE"
+_ANOTHER, _ANEW = "Use a checkpoint made by 'vae train'.", "Restore it, or begin anew with --overwrite."
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ class Metadata:
         }
 
     @classmethod
-    def from_json(cls, value: Any, what: str) -> "Metadata":
+    def from_json(cls, value: Any, what: str, remedy: str = _ANOTHER) -> "Metadata":
         """Raises CheckpointError if the value is of another model, of a newer format or damaged."""
 
         def damaged(words: str) -> CheckpointError:
-            return CheckpointError(f"{what} is damaged: {words}. Use another checkpoint.")
+            return CheckpointError(f"{what} is damaged: {words}. {remedy}")
 
         if not isinstance(value, dict) or type(value.get("format")) is not int:
             raise damaged("no format in its metadata")
@@ -96,7 +97,7 @@ class Metadata:
             raise damaged("its metadata has other fields than format 1")
         model, names, epoch = value["model"], value["class_names"], value["epoch"]
         if not isinstance(model, dict) or model.keys() != {"name", "z_dim"} or model["name"] != _MODEL:
-            raise CheckpointError(f"{what} holds another model. Use a checkpoint made by 'vae train'.")
+            raise CheckpointError(f"{what} holds another model. {remedy}")
         if type(model["z_dim"]) is not int or model["z_dim"] < 1:
             raise damaged("its z_dim is no positive integer")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -164,10 +165,10 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
     """
     import torch
 
-    with _opened(path) as file:
-        metadata, step = _state_metadata(file.value, path)
+    with _opened(path, _ANEW) as file:
+        metadata, step = _state_metadata(file)
         if metadata.z_dim != model.z_dim:
-            raise CheckpointError(f"{path} is the state of another run. Begin anew with --overwrite.")
+            raise CheckpointError(f"{path} is the state of another run. {file.remedy}")
         shapes, parts = _shapes(metadata.z_dim), ("model", "exp_avg", "exp_avg_sq")
         tensors = _tensors(file, {f"{part}.{name}": shape for part in parts for name, shape in shapes.items()})
     with torch.no_grad():
@@ -183,16 +184,16 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
 
 def read_state_metadata(path: str) -> Metadata:
     """What a state file says of itself, without torch. Raises CheckpointError."""
-    with _opened(path) as file:
-        return _state_metadata(file.value, path)[0]
+    with _opened(path, _ANEW) as file:
+        return _state_metadata(file)[0]
 
 
-def _state_metadata(value: Any, path: str) -> tuple[Metadata, int]:
+def _state_metadata(file: "_Opened") -> tuple[Metadata, int]:
     """The metadata of a state file and Adam's step."""
-    step = value.pop("step", None) if isinstance(value, dict) else None
-    metadata = Metadata.from_json(value, path)
+    step = file.value.pop("step", None) if isinstance(file.value, dict) else None
+    metadata = Metadata.from_json(file.value, file.path, file.remedy)
     if type(step) is not int or not 0 <= step < 2**53:
-        raise CheckpointError(f"{path} is no state of a run. Begin anew with --overwrite.")
+        raise CheckpointError(f"{file.path} is no state of a run. {file.remedy}")
     return metadata, step
 
 
@@ -217,30 +218,29 @@ class _Opened:
     entries: dict[str, Any]  # what the header says of each tensor
     value: Any  # of the metadata key `vae`
     rest: BinaryIO  # the values
+    remedy: str  # for whoever cannot use it
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[_Opened]:
+def _opened(path: str, remedy: str = _ANOTHER) -> Iterator[_Opened]:
     """Raises CheckpointError, also for duplicate keys and for a header that no file of ours has."""
     with open_regular(path, CheckpointError) as (stream, size):
         if not size:
-            raise CheckpointError(f"{path} is empty. Restore it, or use another one.")
+            raise CheckpointError(f"{path} is empty. {remedy}")
         if size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. Use a smaller file.")
+            raise CheckpointError(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}. {remedy}")
         head = stream.read(9)
         length = int.from_bytes(head[:8], "little")
         if not 0 < length <= size - 8 or head[8:] != b"{":
-            raise CheckpointError(
-                f"{path} is not a safetensors file, or it is cut short. Use a checkpoint made by 'vae train'."
-            )
+            raise CheckpointError(f"{path} is not a safetensors file, or it is cut short. {remedy}")
         if length > MAX_HEADER:
-            raise CheckpointError(f"{path} has a header of {length:,} bytes. Use a checkpoint made by 'vae train'.")
+            raise CheckpointError(f"{path} has a header of {length:,} bytes. {remedy}")
         head += stream.read(length - 1)
         entries = parse_json(head[8:], path, CheckpointError)
         metadata = entries.pop("__metadata__", None)
         if not isinstance(metadata, dict) or metadata.keys() != {"vae"} or not isinstance(metadata["vae"], str):
-            raise CheckpointError(f"{path} has no metadata of vae. Use a checkpoint made by 'vae train'.")
-        yield _Opened(path, size, head, entries, parse_json(metadata["vae"], path, CheckpointError), stream)
+            raise CheckpointError(f"{path} has no metadata of vae. {remedy}")
+        yield _Opened(path, size, head, entries, parse_json(metadata["vae"], path, CheckpointError), stream, remedy)
 
 
 def _shapes(z_dim: int) -> dict[str, list[int]]:
@@ -264,7 +264,7 @@ def _tensors(file: _Opened, shapes: Mapping[str, list[int]]) -> dict[str, "Tenso
     from safetensors.torch import load as from_bytes
 
     def bad(words: str) -> CheckpointError:
-        return CheckpointError(f"{file.path} {words}. Use a checkpoint made by 'vae train'.")
+        return CheckpointError(f"{file.path} {words}. {file.remedy}")
 
     if missing := sorted(shapes.keys() - file.entries.keys()):
         raise bad(f"has no tensor '{missing[0]}'")

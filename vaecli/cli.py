@@ -131,7 +131,8 @@ def train(
         )
         if trained is None:
             return
-        quoted = shlex.quote(trained.checkpoint)
+        path = trained.checkpoint
+        quoted = shlex.quote(f"./{path}" if path.startswith("-") else path)  # else it would be an option
         observer.note(
             f"Done after epoch {trained.epochs}: training loss {trained.train_losses[-1]:.2f}, "
             f"test loss {trained.test_losses[-1]:.2f} nats per image. Next:"

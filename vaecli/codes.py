@@ -196,7 +196,7 @@ def _places(columns: Sequence[str], name: str, z_dim: int) -> list[int]:
     kind = "z" if found["z"] else "mean"
     held = found[kind]
     if not held:
-        raise DataError(f"{name} has no columns z_0 ... or mean_0 ... in its first line. Make it with 'vae encode'.")
+        raise DataError(f"{name} has no columns z_0 ... or mean_0 ... in its first line. Give a csv or jsonl of codes.")
     missing = next((dim for dim in range(max(held)) if dim not in held), None)
     if missing is not None:
         raise DataError(f"{name} has no column {kind}_{missing}, but {kind}_{max(held)}. Make the table anew.")

@@ -257,13 +257,15 @@ class _Bars(Observer):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True, markup=False, highlight=False)
+        room = console.width - 48  # columns beside what follows: a full line would wrap at the terminal's ^C
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),  # short of the width, where the terminal's ^C would wrap the line
-            TaskProgressColumn("{task.percentage:>3.0f}%", markup=False),
+            *([BarColumn(bar_width=min(24, room))] if room >= 4 else []),
+            TaskProgressColumn("{task.percentage:>3.0f}%", "{task.completed:,.0f}", markup=False),
             TextColumn("{task.fields[loss]}", markup=False),
             TimeRemainingColumn(),
-            console=Console(stderr=True, markup=False, highlight=False),
+            console=console,
             transient=True,
             refresh_per_second=5,
         )
@@ -275,7 +277,8 @@ class _Bars(Observer):
 
     def begin(self, what: str, images: int, *, long: bool = False) -> None:
         with contextlib.suppress(OSError):
-            self._progress.reset(self._task, total=images or None, description=what, visible=True, loss="")
+            self._progress.remove_task(self._task)  # rich cannot set the total of one back to unknown
+            self._task = self._progress.add_task(what, total=images or None, loss="")
             self._progress.start()
 
     def advance(self, images: int, loss: float | None = None) -> None:

@@ -69,24 +69,29 @@ class Split:
         return digest.hexdigest()
 
 
+def is_missing(dataset: str) -> bool:
+    """Whether it is neither the name of a set nor a path that leads anywhere."""
+    return dataset not in NAMED and not os.path.exists(dataset)
+
+
 def load(dataset: str, split: SplitName, data_dir: str | None, note: Note) -> Split:
     """One split of a data set; a named set that is not there yet is downloaded.
 
     `note` hears of downloads and of converted images. Raises DataError if the data set does not
     exist, cannot be read, or has no images in this split.
     """
+    if is_missing(dataset):
+        raise DataError(
+            f"No data set '{dataset}': no such path, and none of the names {', '.join(NAMED)}. Check --dataset."
+        )
     if dataset in NAMED:
         found = _load_named(dataset, split, data_dir, note)
     elif os.path.isdir(dataset):
         found = _load_folder(dataset, split, note)
     elif os.path.isfile(dataset):
         found = _load_npz(dataset, split)
-    elif os.path.exists(dataset):
-        raise DataError(f"{dataset} is neither a folder nor a regular file. Check --dataset.")
     else:
-        raise DataError(
-            f"No data set '{dataset}': no such path, and none of the names {', '.join(NAMED)}. Check --dataset."
-        )
+        raise DataError(f"{dataset} is neither a folder nor a regular file. Check --dataset.")
     if not len(found.images):
         raise DataError(f"The {split} split of {dataset} has no images. Use another --dataset.")
     return found

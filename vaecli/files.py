@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,19 @@ def reason(error: OSError) -> str:
 
 
 @contextlib.contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    """The folder, made if it is missing; what was made and is empty after the block is removed again."""
+    made = list(itertools.takewhile(lambda part: not part.exists(), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds files now
+            for part in made:
+                part.rmdir()
+
+
+@contextlib.contextmanager
 def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` when the block ends well, and not at all otherwise.
 
@@ -51,21 +65,20 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
                 yield stream
             return
         target = Path(os.path.realpath(path))
-        if parents:
-            target.parent.mkdir(parents=True, exist_ok=True)
         # 50 characters are at most 200 bytes, and a name may have 255.
         temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
-        try:
-            with open(temporary, "xb") as stream:
-                if mode is not None:
-                    os.fchmod(stream.fileno(), stat.S_IMODE(mode))
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with _making(target.parent) if parents else contextlib.nullcontext():
+            try:
+                with open(temporary, "xb") as stream:
+                    if mode is not None:
+                        os.fchmod(stream.fileno(), stat.S_IMODE(mode))
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         _sync_folder(target.parent)
     except BrokenPipeError:  # the target is a pipe, whose reader may leave early
         raise
@@ -111,7 +124,6 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
     """
     target = Path(os.path.realpath(folder))
     work = target / f".vae-{secrets.token_hex(8)}.tmp"
-    made = not target.exists()
     names: list[str] = []
 
     def put(name: str, data: bytes) -> None:
@@ -121,22 +133,20 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
         (work / name).write_bytes(data)
 
     try:
-        try:
-            work.mkdir(parents=True)
-            yield put
-            earlier = {name for name in os.listdir(target) if is_ours(str(target / name))}
-            for name in names:  # all at the end: one by one as they are written takes 15 ms a file
-                with open(work / name, "rb") as stream:
-                    os.fsync(stream.fileno())
-            for name in names:
-                os.replace(work / name, target / name)
-            for name in earlier.difference(names):
-                (target / name).unlink()
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            if made:
-                with contextlib.suppress(OSError):  # it holds the files now
-                    target.rmdir()
+        with _making(target):
+            try:
+                work.mkdir()
+                yield put
+                earlier = {name for name in os.listdir(target) if is_ours(str(target / name))}
+                for name in names:  # all at the end: one by one as they are written takes 15 ms a file
+                    with open(work / name, "rb") as stream:
+                        os.fsync(stream.fileno())
+                for name in names:
+                    os.replace(work / name, target / name)
+                for name in earlier.difference(names):
+                    (target / name).unlink()
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
         _sync_folder(target)
     except OSError as error:
         raise VaeError(

@@ -109,7 +109,7 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
     # Pillow's decoders raise many types on damaged files; all of them mean the same here.
     except Exception as error:
         words = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise DataError(f"{path} is no image that can be read ({words}). Remove it.") from error
+        raise DataError(f"{path} is no image that can be read ({words}). Leave it out.") from error
 
 
 def _scans(jpeg: BinaryIO) -> int:

@@ -63,7 +63,7 @@ def _given(value: str | None) -> str | None:
 def _output(value: str | None) -> str | None:
     _given(value)
     # The answer's own line goes to stdout, too, and must not follow a file's bytes there.
-    return "-" if value == "/dev/stdout" else value
+    return "-" if value in ("/dev/stdout", "/dev/fd/1") else value
 
 
 def _seed(value: int | None) -> int | None:

@@ -73,6 +73,13 @@ def plain(name: str, longest: int = 80) -> str:
     return shown.replace("$", r"\$")
 
 
+def told_apart(names: Sequence[str], longest: int = 32) -> list[str]:
+    """Names as `plain` shows them; all are longer where short ones of different names would be the same."""
+    while len({plain(name, longest) for name in names}) < len(set(names)) and longest < max(map(len, names)):
+        longest += 8
+    return [plain(name, longest) for name in names]
+
+
 def class_colour(label: int) -> str:
     """The colour of a class, whatever else is in the figure."""
     if label < len(PALETTE):

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vaecli.metrics import EpochRecord
-from vaecli.plots import class_colour, legend_size, plain, styled
+from vaecli.plots import class_colour, legend_size, plain, styled, told_apart
 
 Metric = Literal["loss", "reconstruction", "kl"]
 
@@ -57,11 +57,11 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
     """Of one run, what its lines are; of several, each one's colour, marker and lowest test value before that."""
     handles: list[Artist] = []
     names: list[str] = []
-    for index, (name, records) in enumerate(runs.items()):
+    for index, (name, records) in enumerate(zip(told_apart(list(runs)), runs.values(), strict=True)):
         best = _best(records, metric)
         value = _value(best, "test", metric)
         lowest = f"{value:.{'2f' if value >= 0.1 else '2g'}} at epoch {best.epoch}"
-        names.append(f"{plain(name, 32)}: {lowest}")
+        names.append(f"{name}: {lowest}")
         handles.append(Line2D([], [], color=class_colour(index), marker=_marker(index), markersize=5))
     colour = "0.35"
     if len(runs) == 1:

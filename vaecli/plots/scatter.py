@@ -13,7 +13,7 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from vaecli.plots import PALETTE, class_colour, legend_size, plain, styled
+from vaecli.plots import PALETTE, class_colour, legend_size, styled, told_apart
 
 Codes = npt.NDArray[np.float32]
 Groups = Mapping[int | None, npt.NDArray[np.int64]]  # the rows of each class; None: without labels
@@ -63,7 +63,9 @@ def scatter(
     pairs = (panels(codes.shape[1]) if pairs is None else pairs)[:MAX_PANELS]
     axis_names = axis_names or [f"z[{i}]" for i in range(codes.shape[1])]
     groups = _groups(labels, len(codes))
-    names = {label: _class_name(label, class_names) for label in list(groups)[:MAX_NAMES] if label is not None}
+    named = [label for label in list(groups)[:MAX_NAMES] if label is not None]
+    full = [class_names[label] if label < len(class_names) else str(label) for label in named]
+    names = dict(zip(named, told_apart(full), strict=True))
     handles, entries = _legend(names if pairs else {}, len(groups) - len(names))  # of one dimension, the rows are named
     legend_columns, legend_width = legend_size(entries)
 
@@ -109,10 +111,6 @@ def _groups(labels: npt.NDArray[np.int64] | None, count: int) -> Groups:
     return {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def _class_name(label: int, class_names: Sequence[str]) -> str:
-    return plain(class_names[label], 32) if label < len(class_names) else str(label)
-
-
 def _colour(label: int | None) -> str:
     return PALETTE[0] if label is None else class_colour(label)
 
@@ -136,8 +134,9 @@ def _points(axis: Axes, points: Codes, groups: Groups, side: float, small: bool)
 
 
 def _circles(axis: Axes) -> None:
+    halo = [withStroke(linewidth=2.6, foreground="white")]  # else they drown in dense points
     for sigma in (1, 2):
-        axis.add_patch(Circle((0, 0), sigma, fill=False, zorder=2.5, **_PRIOR))
+        axis.add_patch(Circle((0, 0), sigma, fill=False, zorder=2.5, path_effects=halo, **_PRIOR))
     for line in (axis.axhline, axis.axvline):
         line(0, color="0.85", linewidth=0.8, zorder=0.5)
 

@@ -33,7 +33,7 @@ def curves(
     epoch or, on a log scale, without a value above 0, CheckpointError for a file that is none.
     """
     guard_output(output, *(path for path in paths if not os.path.isdir(path)))
-    paths = list(dict.fromkeys(paths))
+    paths = list({os.path.realpath(path): path for path in paths}.values())  # each once
     runs = {}
     for path, name in zip(paths, _names(paths), strict=True):
         runs[name] = _history(path)

@@ -27,7 +27,7 @@ from vaecli.images import (
 )
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
-from vaecli.services.inputs import Opened, open_checkpoint, open_split, read_paths
+from vaecli.services.inputs import Opened, find_split, open_checkpoint, read_paths
 from vaecli.services.outputs import guard_output
 from vaecli.sources import image_roots
 
@@ -73,7 +73,7 @@ def encode(
     streams = [each for each in inputs if not isinstance(each, str)]
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *streams, *paths)
     if not paths:
-        found = open_split(opened, dataset, split, data_dir, observer)
+        found = find_split(opened, dataset, split, data_dir, observer)
         key, names, count, blocks = "index", found.class_names, len(found.images), _split_blocks(found)
     else:
         names = opened.metadata.class_names
@@ -139,7 +139,7 @@ def _input_blocks(
     for path in inputs:
         found = list_images(path) if os.path.isdir(path) else [(path, None)]
         if not found:
-            raise DataError(f"{path} has no images. Name a folder with PNG, JPEG or other image files.")
+            raise DataError(f"{path} has no images. Name a folder with PNG, JPEG or other image files, or IDX files.")
         rows += found
     labels = {name: label for label, name in enumerate(class_names)}
     return "path", len(rows), _file_blocks(rows, labels, note)

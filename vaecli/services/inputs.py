@@ -59,12 +59,24 @@ def open_checkpoint(path: str, device: str) -> Opened:
 def open_split(
     opened: Opened, dataset: str | None, split: data.SplitName, data_dir: str | None, observer: Observer
 ) -> data.Split:
+    """A split as `find_split` gives it; of another data set the observer hears of bright backgrounds, too."""
+    found = find_split(opened, dataset, split, data_dir, observer)
+    if dataset:
+        note_background(dataset, [found], observer)
+    return found
+
+
+def find_split(
+    opened: Opened, dataset: str | None, split: data.SplitName, data_dir: str | None, observer: Observer
+) -> data.Split:
     """A split of `dataset`, by default of the one the checkpoint was trained on. Raises DataError.
 
     If a data set of the same name has other content than in training, the observer hears of it.
     """
     source = opened.metadata.data
     name = dataset or source.dataset
+    if not dataset and data.is_missing(name):
+        raise DataError(f"The data set of {opened.path} is not here: '{name}'. Name it with --dataset.")
     found = data.load(name, split, data_dir, observer.note)
     if name == source.dataset:
         if found.sha256() != (source.train_sha256 if split == "train" else source.test_sha256):
@@ -75,7 +87,7 @@ def open_split(
 
 
 def note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
-    """Pictures of one's own are trained on as they are, also where scans were meant to be white on black."""
+    """Pictures of one's own are used as they are, also where scans were meant to be white on black."""
     if image_roots(dataset) and (bright := sum(bright_backgrounds(split.images.numpy()) for split in splits)):
         remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
         observer.note(background_note(bright, sum(len(split.images) for split in splits), remedy))

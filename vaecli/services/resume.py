@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vaecli import checkpoint, engine
+from vaecli.data import is_missing
 from vaecli.errors import CheckpointError, UsageError, VaeError
 from vaecli.metrics import EpochRecord
 from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
@@ -41,7 +42,8 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
             option = "--" + name.replace("_", "-")
             others = "put the data back there" if name in ("dataset", "data_dir") else "use another -o"
             raise UsageError(
-                f"{option} {chosen} is not the run's ({used or 'the default'}). Leave it out, or {others}."
+                f"{option} {chosen} is not the run's ({'the default' if used is None else used}). "
+                f"Leave it out, or {others}."
             )
     if saved.lr_schedule == "cosine" and "epochs" in typed and settings.epochs != saved.epochs:
         raise UsageError(
@@ -49,6 +51,15 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
             "Leave it out, or use another -o."
         )
     return dataclasses.replace(saved, **{name: getattr(settings, name) for name in typed & CHANGEABLE})
+
+
+def refuse_moved_data(settings: Settings) -> None:
+    """Raise VaeError if the run's data set was a path that leads nowhere from here."""
+    if is_missing(settings.dataset):
+        raise VaeError(
+            f"The run's data set '{settings.dataset}' is not here. "
+            "Go on from the folder where the run began, or put the data there."
+        )
 
 
 def _same_path(one: str | None, other: str | None) -> bool:

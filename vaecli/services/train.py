@@ -21,7 +21,7 @@ from vaecli.schedule import Schedule
 from vaecli.services import Observer
 from vaecli.services.inputs import note_background
 from vaecli.services.outputs import refuse_inside, refuse_stray_link
-from vaecli.services.resume import Trained, already_finished, settings_of_run, trained
+from vaecli.services.resume import Trained, already_finished, refuse_moved_data, settings_of_run, trained
 from vaecli.training import Trainer
 
 # All that a run can hold that was killed before its first epoch was committed.
@@ -85,6 +85,8 @@ def _train(
         more = "" if settings.lr_schedule == "cosine" else "; a higher --epochs goes on"
         observer.note(f"The run is finished already{more}.")
         return finished
+    if resume and present:
+        refuse_moved_data(settings)
     train_split, test_split = (
         data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
     )
