@@ -1,5 +1,8 @@
 """Figures: what is in them. What they look like is looked at by eye, in outputs/gallery."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -11,7 +14,7 @@ from matplotlib.patches import Circle, StepPatch
 
 from vaecli import plots
 from vaecli.metrics import EpochRecord
-from vaecli.plots import plain, told_apart
+from vaecli.plots import class_colour, plain, told_apart
 from vaecli.plots.curves import curves
 from vaecli.plots.scatter import MANIFOLD_SIDE, MAX_NAMES, MAX_PANELS, manifold_codes, panels, reach, scatter
 
@@ -218,6 +221,21 @@ def test_the_gap_between_training_and_test_is_filled() -> None:
     corners = {tuple(corner) for corner in gap.get_paths()[0].vertices.tolist()}  # type: ignore[union-attr]
     for record in history(5):
         assert {(record.epoch, record.train_loss), (record.epoch, record.test_loss)} <= corners
+
+
+def lab(colour: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """CIELAB (D65) of an sRGB colour."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    x, y, z = np.cbrt(to_xyz @ linear / [0.95047, 1, 1.08883])  # none of them is dark enough for the linear part
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_colours_of_digits_and_letters_are_far_apart() -> None:
+    colours = [lab(class_colour(label)) for label in range(26)]
+    assert min(math.dist(one, other) for one, other in itertools.combinations(colours, 2)) > 22
+    assert len({class_colour(label) for label in range(60)}) == 60
 
 
 def test_long_names_are_told_apart() -> None:

@@ -25,6 +25,10 @@ from matplotlib.figure import Figure
 PALETTE = (
     "#332288", "#88CCEE", "#117733", "#CC6677", "#AA4499",
     "#44AA99", "#999933", "#DDCC77", "#882255", "#777777",
+    # For letters: each is the farthest in CIELAB from all before it, 30 or more where the ten are 23 apart,
+    # among colours that are neither pale nor garish (lightness 25 to 80, chroma up to 72).
+    "#D2690F", "#6996FF", "#693C0F", "#1EE187", "#1E3C69", "#E1B4F0", "#96000F", "#FFB496",
+    "#004B3C", "#96D24B", "#D287FF", "#FF5A5A", "#F0B42D", "#3C4B00", "#FF5AA5", "#0087C3",
 )  # fmt: skip
 LEGEND_ROWS = 20  # of one column
 _DPI = {"png": 120, "svg": 180, "pdf": 180}  # of a vector file's rasterised points, which may be printed

@@ -146,7 +146,7 @@ class _Run:
             f"{device}, {settings.precision}."
         )
         if settings.precision == "bf16" and emulates_bf16(device):
-            observer.note("This processor has no instructions for bf16: training in fp32 is faster.")
+            observer.note("This processor has no instructions for bf16; fp32 is likely to be faster.")
         if settings.kl_warmup >= settings.epochs:
             observer.note(
                 f"The KL term has its full weight only after epoch {settings.kl_warmup}; "
