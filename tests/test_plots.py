@@ -156,6 +156,15 @@ def test_a_class_keeps_its_colour_whatever_else_is_shown() -> None:
     assert len(everything) == 10
 
 
+@pytest.mark.parametrize(("edge", "panels"), [(1.0, 1), (3.3, 2), (3.4, 16), (40.0, 3)])
+def test_both_axes_have_the_same_ticks(edge: float, panels: int) -> None:
+    z = codes(2 * panels)[0]
+    z[0, 0] = edge
+    for axis in scatter(z, None, (), "title").axes:
+        assert axis.get_xticks().tolist() == axis.get_yticks().tolist()
+        assert 3 <= len(axis.get_xticks()) <= 11
+
+
 def test_legend_names_the_classes_that_are_there_and_lies_off_the_points() -> None:
     points, labels = codes(4)
     figure = scatter(points, labels, tuple("abcdefghij"), "title")

@@ -90,6 +90,8 @@ def scatter(
         else:
             _manifold(axis, manifold, edge)
         axis.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
+        for each in (axis.xaxis, axis.yaxis):  # one scale, so the same ticks
+            each.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     if not pairs:
         _ridges(axes[0], codes[:, 0], groups, names, edge)
         axes[0].set(xlabel=axis_names[0], xlim=(-edge, edge))
