@@ -86,7 +86,11 @@ results-z2 results-z4: results-z%: install ## One of them; IMPORTANCE=1000 draws
 	fi
 
 .PHONY: test
-test: install ## Run the tests, with coverage
+test: install ## Run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: coverage
+coverage: install ## Run them and say which lines they reach, which takes longer
 	$(BIN)/python -m pytest --cov -n 2 --dist worksteal
 
 .PHONY: soak
