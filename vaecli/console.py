@@ -278,8 +278,9 @@ class _Bars(Observer):
     def begin(self, what: str, images: int, *, long: bool = False) -> None:
         with contextlib.suppress(OSError):
             self._progress.remove_task(self._task)  # rich cannot set the total of one back to unknown
-            self._task = self._progress.add_task(what, total=images or None, loss="")
+            self._progress.add_task(what, total=images or None, loss="")
             self._progress.start()
+        self._task = self._progress.task_ids[-1]  # it is there also if it could not be drawn
 
     def advance(self, images: int, loss: float | None = None) -> None:
         if loss is not None:
