@@ -25,7 +25,7 @@ LAYERS = (
     {"training", "measures", "reference"},
     {"engine", "data", "checkpoint", "codes", "grids", "plots.scatter", "plots.curves"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
-    {"loss"},
+    {"loss", "mixed"},
     {"model"},
     {"lock"},
     {"files", "allocator", "layers", "threads"},

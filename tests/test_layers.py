@@ -38,11 +38,12 @@ def test_convolve_to_one_keeps_channels_last() -> None:
 def test_convolve_to_one_sums_bf16_in_float32() -> None:
     layer = nn.Conv2d(32, 1, 4).train()
     h = torch.randn(3, 32, 9, 9).bfloat16().requires_grad_()
+    expected = layer(h.float())
+    layer.weight.data = layer.weight.data.bfloat16()  # the bias stays float32
     logits = convolve_to_one(layer, h)
     assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits, layer(h.float()), rtol=0, atol=0.02)
-    to_h, to_weight = torch.autograd.grad(logits.sum(), [h, layer.weight])
-    assert (to_h.dtype, to_weight.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
+    assert {gradient.dtype for gradient in torch.autograd.grad(logits.sum(), [h, layer.weight])} == {torch.bfloat16}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # torch's own, when torch.func is first used
@@ -65,13 +66,14 @@ def test_deconvolve_is_the_layer() -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("dims", [2, 9])  # fewer and more than images: the two ways to compute it
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_from_map_is_the_layer_on_a_flat_map(dims: int, memory_format: torch.memory_format) -> None:
-    layer = nn.Linear(6 * 4 * 5, dims).double()
+def test_from_map_is_each_head_on_a_flat_map(memory_format: torch.memory_format) -> None:
+    heads = nn.Linear(6 * 4 * 5, 2).double(), nn.Linear(6 * 4 * 5, 1).double()
     h = torch.randn(5, 6, 4, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
-    ours, theirs = from_map(layer, h), layer(h.flatten(1))
-    torch.testing.assert_close(ours, theirs)
-    parameters = (h, *layer.parameters())
-    for one, other in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
+    ours, theirs = from_map(heads, h), [head(h.flatten(1)) for head in heads]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    parameters = (h, *heads[0].parameters(), *heads[1].parameters())
+    all_gradients = (gradients(torch.cat(list(outputs), dim=1), *parameters) for outputs in (ours, theirs))
+    for one, other in zip(*all_gradients, strict=True):
         torch.testing.assert_close(one, other)

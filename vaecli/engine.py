@@ -54,7 +54,7 @@ def new_model(z_dim: int, seed: int) -> ConvVAE:
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:
     """Bytes to grey pixels: uint8 (B, 28, 28) -> float32 (B, 1, 28, 28) in [0, 1] on `device`."""
-    return images.to(device).unsqueeze(1).float().div_(255)
+    return images.to(device).unsqueeze(1) / 255
 
 
 def to_bytes(logits: Tensor) -> Tensor:

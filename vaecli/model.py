@@ -68,17 +68,15 @@ class ConvVAE(nn.Module):
 
     def encode(self, images: Tensor) -> Gaussian:
         """Posterior q(z|x) of each image: (B, 1, 28, 28) in [0, 1] -> mean and logvar (B, Z)."""
-        h = F.relu_(self.conv1(images))  # (B, 32, 14, 14)
+        h = F.relu_(self.conv1(images.to(self.conv1.weight.dtype)))  # (B, 32, 14, 14)
         h = F.relu_(self.conv2(h))  # (B, 64, 7, 7)
-        # Under autocast the convolutions run in bf16, but codes and loss keep the weights' precision.
-        with torch.autocast(h.device.type, enabled=False):
-            h = h.to(self.linear1mean.weight.dtype)
-            return Gaussian(from_map(self.linear1mean, h), from_map(self.linear1logvar, h))
+        return Gaussian(*from_map((self.linear1mean, self.linear1logvar), h.to(self.linear1mean.weight.dtype)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
-        h = F.relu_(self.linear2(z))  # (B, 3136)
-        h = h.view(-1, 64, 7, 7)  # (B, 64, 7, 7)
+        h = self.linear2(z.to(self.linear2.weight.dtype))  # (B, 3136)
+        h = h.view(-1, 64, 7, 7).contiguous(memory_format=torch.channels_last)
+        h = F.relu_(h)  # (B, 64, 7, 7)
         h = F.relu_(deconvolve(self.deconv1, h))  # (B, 64, 15, 15)
         h = F.relu_(deconvolve(self.deconv2, h))  # (B, 32, 31, 31)
         logits = convolve_to_one(self.conv3, h)  # (B, 1, 28, 28)

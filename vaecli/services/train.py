@@ -189,10 +189,11 @@ class _Run:
 
     def try_one_batch(self) -> None:
         """One training step and one block of the test pass, then say that it works."""
-        batch = self.train_images[: self.settings.batch_size]
-        self.observer.begin("dry run", len(batch))
+        size = min(self.settings.batch_size, len(self.train_images))
+        self.observer.begin("dry run", size)
         began = time.perf_counter()
-        self.trainer.step(batch, torch.zeros(len(batch), self.settings.z_dim, device=self.device))
+        index, eps = torch.arange(size), torch.zeros(size, self.settings.z_dim)
+        self.trainer.run(index.to(self.device), eps.to(self.device))
         engine.evaluate(self.model, self.test_images[:1000], seed=self.settings.seed, device=self.device)
         seconds = time.perf_counter() - began
         self.observer.note(f"Dry run: a training step and a block of the test pass took {seconds:.1f} s. All is well.")
