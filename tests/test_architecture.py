@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import DIGITS
 
 import vaecli
 
@@ -105,9 +106,13 @@ HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "rich", "PIL")
         ("import vaecli", HEAVY),
         ("import vaecli.services.curves", ("torch", "torchvision")),
         ("from vaecli.services import encode, evaluate, sample", ("torchvision", "matplotlib", "rich")),
+        (
+            f"from vaecli.cli import main; assert not main(['train', '--dry-run', '-d', {str(DIGITS)!r}])",
+            ("torchvision", "matplotlib", "torch._dynamo", "sympy"),
+        ),
     ],
     ids=lambda case: case[-40:] if isinstance(case, str) else "",
 )
-def test_what_is_slow_is_imported_only_where_it_is_needed(code: str, absent: tuple[str, ...]) -> None:
+def test_what_is_slow_is_imported_only_where_it_is_needed(code: str, absent: tuple[str, ...], tmp_path: Path) -> None:
     check = f"{code}\nimport sys\nfound = [name for name in {absent} if name in sys.modules]\nassert not found, found"
-    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL, cwd=tmp_path, timeout=60)
