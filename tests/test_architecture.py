@@ -110,6 +110,11 @@ HEAVY = ("torch", "torchvision", "matplotlib", "numpy", "rich", "PIL")
             f"from vaecli.cli import main; assert not main(['train', '--dry-run', '-d', {str(DIGITS)!r}])",
             ("torchvision", "matplotlib", "torch._dynamo", "sympy"),
         ),
+        (
+            "import torch; from vaecli.runtime import be_exact; be_exact(torch.device('cuda'));"
+            "assert torch.are_deterministic_algorithms_enabled()",
+            ("torch._inductor", "torch._dynamo"),
+        ),
     ],
     ids=lambda case: case[-40:] if isinstance(case, str) else "",
 )

@@ -34,7 +34,7 @@ def be_exact(device: torch.device) -> None:
     """Let this process compute on CUDA as the promise says: the same bits each time, float32 in full."""
     if device.type == "cuda":  # pragma: no cover-cuda
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may reorder sums
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without importing torch's compiler
         torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock, in each process anew
         # Else each new tensor is filled first: kernels for nothing.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
