@@ -21,8 +21,8 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 PRELOAD = ("pytest", "vaecli.cli", "vaecli.services.train")
-# What a command imports only once it parses, makes an optimizer, locks or writes.
-LATE = ("pydantic.types", "pydantic.type_adapter", "torch._dynamo", "filelock", "safetensors.torch")
+# What a command imports only once it parses, locks or writes.
+LATE = ("pydantic.types", "pydantic.type_adapter", "filelock", "safetensors.torch")
 FORKS.set_forkserver_preload([*PRELOAD, *LATE])
 
 NOBODY = 65534

@@ -13,6 +13,7 @@ from vaecli.errors import CheckpointError, UsageError, VaeError
 from vaecli.metrics import EpochRecord
 from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
 from vaecli.runtime import choose_device, choose_precision
+from vaecli.training import Adam
 
 # What a resumed run may change: how far it goes, what it keeps and says, and where it computes.
 CHANGEABLE = frozenset({"epochs", "checkpoint_every", "log_interval", "device"})
@@ -82,7 +83,7 @@ def already_finished(folder: str, settings: Settings) -> Trained | None:
         checkpoint.load(path, torch.device("cpu"))
     except CheckpointError:  # lost or damaged, and the state has all that it held
         model = engine.new_model(settings.z_dim, settings.seed)
-        checkpoint.load_state(os.path.join(folder, STATE), model, torch.optim.Adam(model.parameters()))
+        checkpoint.load_state(os.path.join(folder, STATE), model, Adam(model.parameters()))
         checkpoint.save(path, dict(model.named_parameters()), metadata)
     return trained(path, metadata.history)
 
