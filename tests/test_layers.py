@@ -46,16 +46,6 @@ def test_convolve_to_one_sums_bf16_in_float32() -> None:
     assert {gradient.dtype for gradient in torch.autograd.grad(logits.sum(), [h, layer.weight])} == {torch.bfloat16}
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # torch's own, when torch.func is first used
-def test_an_eval_model_has_all_of_autograd() -> None:
-    """Jacobians of a decoder, forward and reverse, as those who study its geometry take them."""
-    layer = nn.Conv2d(4, 1, 2).double().eval()
-    h = torch.randn(1, 4, 3, 3, dtype=torch.float64)
-    forward = torch.func.jacfwd(lambda h: convolve_to_one(layer, h))(h)
-    reverse = torch.func.jacrev(lambda h: convolve_to_one(layer, h))(h)
-    torch.testing.assert_close(forward, reverse)
-
-
 def test_deconvolve_is_the_layer() -> None:
     layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double()
     h = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)

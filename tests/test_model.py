@@ -1,5 +1,6 @@
 """The network is the tutorial's, to the last parameter."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,3 +108,31 @@ def test_sample_is_reparameterised_normal() -> None:
     many = Gaussian(*(t.expand(200_000, 2) for t in posterior)).sample()
     torch.testing.assert_close(many.mean(0), torch.tensor([1.0, -2.0]), rtol=0, atol=0.05)
     torch.testing.assert_close(many.std(0), torch.tensor([1.0, 3.0]), rtol=0.02, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # torch's own, when torch.func is first used
+def test_an_eval_model_has_all_of_autograd() -> None:
+    """Jacobians, forward and reverse, as those who study a decoder's geometry take them."""
+    model = new_model(2, seed=0).double().eval()
+
+    def pixels(z: torch.Tensor) -> torch.Tensor:
+        return model.decode(z[None])[0]
+
+    def code(image: torch.Tensor) -> torch.Tensor:
+        return model.encode(image[None]).logvar[0]
+
+    image = torch.rand(1, 28, 28, dtype=torch.float64)
+    for function, place in ((pixels, torch.randn(2, dtype=torch.float64)), (code, image)):
+        torch.testing.assert_close(torch.func.jacfwd(function)(place), torch.func.jacrev(function)(place))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("z_dim", [1, 4])
+def test_a_posterior_is_its_owners_to_change(z_dim: int, count: int) -> None:
+    """In place, with gradients on."""
+    posterior = new_model(z_dim, seed=0).encode(torch.rand(count, 1, 28, 28))
+    mean = posterior.mean.detach().clone()
+    posterior.logvar.clamp_(max=-1)
+    assert torch.equal(posterior.mean, mean)
+    assert posterior.mean.is_contiguous()
+    assert posterior.logvar.is_contiguous()

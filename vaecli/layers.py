@@ -27,7 +27,7 @@ def from_map(heads: Sequence[nn.Linear], h: Tensor) -> list[Tensor]:
     weight, bias = (torch.cat(tensors) for tensors in zip(*((head.weight, head.bias) for head in heads), strict=True))
     weight = weight.view(-1, *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
     out = F.linear(h.permute(0, 2, 3, 1).flatten(1), weight, bias)
-    return [part.contiguous() for part in torch.split(out, [head.out_features for head in heads], dim=1)]
+    return [part.clone() for part in torch.split(out, [head.out_features for head in heads], dim=1)]
 
 
 def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:

@@ -74,9 +74,8 @@ class ConvVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
-        h = self.linear2(z.to(self.linear2.weight.dtype))  # (B, 3136)
-        h = h.view(-1, 64, 7, 7).contiguous(memory_format=torch.channels_last)
-        h = F.relu_(h)  # (B, 64, 7, 7)
+        h = F.relu_(self.linear2(z.to(self.linear2.weight.dtype)))  # (B, 3136)
+        h = h.view(-1, 64, 7, 7)  # (B, 64, 7, 7)
         h = F.relu_(deconvolve(self.deconv1, h))  # (B, 64, 15, 15)
         h = F.relu_(deconvolve(self.deconv2, h))  # (B, 32, 31, 31)
         logits = convolve_to_one(self.conv3, h)  # (B, 1, 28, 28)

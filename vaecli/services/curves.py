@@ -8,12 +8,12 @@ from typing import BinaryIO
 
 from vaecli import plots
 from vaecli.checkpoint import read_metadata
-from vaecli.errors import VaeError
+from vaecli.errors import CheckpointError, VaeError
 from vaecli.files import open_output
 from vaecli.metrics import EpochRecord, read_metrics, to_csv
 from vaecli.plots.curves import Metric
 from vaecli.plots.curves import curves as draw
-from vaecli.run import METRICS, find_checkpoint
+from vaecli.run import CONFIG, METRICS, find_checkpoint
 from vaecli.services.outputs import guard_output
 
 
@@ -38,7 +38,7 @@ def curves(
     for path, name in zip(paths, _names(paths), strict=True):
         runs[name] = _history(path)
         if not runs[name]:
-            raise VaeError(f"{path} has no finished epoch yet. Wait for the first one.")
+            raise VaeError(f"{path} has no finished epoch yet. Wait for the first one, or leave it out.")
         if log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in runs[name]):
             raise VaeError(f"No test {metric} of {path} is above 0. Leave out --log-scale.")
     data = to_csv(runs) if form == "csv" else plots.render(draw(runs, metric, log_scale), form)
@@ -51,7 +51,13 @@ def _history(path: str) -> Sequence[EpochRecord]:
     metrics = os.path.join(path, METRICS)
     if os.path.isfile(metrics):
         return read_metrics(metrics)
-    return read_metadata(find_checkpoint(path)).history
+    try:
+        checkpoint = find_checkpoint(path)
+    except CheckpointError:
+        if os.path.isfile(os.path.join(path, CONFIG)):  # a run in its first epoch, or one that did not survive it
+            return ()
+        raise
+    return read_metadata(checkpoint).history
 
 
 def _names(paths: Sequence[str]) -> list[str]:
