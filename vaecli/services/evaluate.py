@@ -62,7 +62,7 @@ def evaluate(
     device: str = "auto",
     observer: Observer | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint on a split. Raises UsageError or VaeError, and no loss that is not finite comes back."""
+    """Evaluate a checkpoint on a split. Raises UsageError or VaeError, also for a loss that is not finite."""
     if knn and split == "train":
         raise UsageError("--knn looks for test images among the training images. Leave out --split train.")
     observer = observer or Observer()
