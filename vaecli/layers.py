@@ -3,7 +3,6 @@
 Figures: milliseconds of 100 images, two Zen 4 cores, torch 2.15, lower quartile of 40 calls.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,22 +11,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-FEW = 50  # dimensions of a code whose weights are smaller than the map of a hundred images
 
+def from_map(layer: nn.Linear, h: Tensor) -> Tensor:
+    """`layer(h.flatten(1))`: (B, C, H, W) -> (B, Z), with the weights reordered in place of the map.
 
-def from_map(heads: Sequence[nn.Linear], h: Tensor) -> list[Tensor]:
-    """`head(h.flatten(1))` of each head, as one product: (B, C, H, W) -> (B, Z) each.
-
-    A channels-last map must be copied to be flattened; the weights of few dimensions are smaller, so
-    they are reordered in its place. That and the product take 0.23 instead of 0.34, where each head
-    has its own (two Zen 3 cores, torch 2.14, lower quartile of 300 calls).
+    A channels-last map must be copied to be flattened; the weights of few dimensions are smaller.
+    Encoding takes 1.6 instead of 2.2; training does not notice.
     """
-    if any(head.out_features > FEW for head in heads):
-        return [head(h.flatten(1)) for head in heads]
-    weight, bias = (torch.cat(tensors) for tensors in zip(*((head.weight, head.bias) for head in heads), strict=True))
-    weight = weight.view(-1, *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    out = F.linear(h.permute(0, 2, 3, 1).flatten(1), weight, bias)
-    return [part.clone() for part in torch.split(out, [head.out_features for head in heads], dim=1)]
+    if layer.out_features > len(h):
+        return layer(h.flatten(1))  # type: ignore[no-any-return]
+    weight = layer.weight.view(-1, *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return F.linear(h.permute(0, 2, 3, 1).flatten(1), weight, layer.bias)
 
 
 def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:

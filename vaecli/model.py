@@ -70,7 +70,8 @@ class ConvVAE(nn.Module):
         """Posterior q(z|x) of each image: (B, 1, 28, 28) in [0, 1] -> mean and logvar (B, Z)."""
         h = F.relu_(self.conv1(images.to(self.conv1.weight.dtype)))  # (B, 32, 14, 14)
         h = F.relu_(self.conv2(h))  # (B, 64, 7, 7)
-        return Gaussian(*from_map((self.linear1mean, self.linear1logvar), h.to(self.linear1mean.weight.dtype)))
+        h = h.to(self.linear1mean.weight.dtype)  # codes stay float32 where the convolutions are bf16
+        return Gaussian(from_map(self.linear1mean, h), from_map(self.linear1logvar, h))
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
