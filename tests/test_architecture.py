@@ -24,6 +24,7 @@ LAYERS = (
     {name for name in MODULES if name.startswith("services.")},
     {"services"},
     {"training", "measures", "reference"},
+    {"by_hand"},
     {"engine", "data", "checkpoint", "codes", "grids", "plots.scatter", "plots.curves"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
     {"loss", "mixed"},

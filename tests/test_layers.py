@@ -2,24 +2,28 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaecli.layers import convolve_to_one, deconvolve, from_map
+from vaecli.layers import as_convolution, as_deconvolution, convolve_to_one, deconvolve, from_map, pixels_of_phases
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
 def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
     return torch.autograd.grad((y * weights).sum(), inputs)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("kernel", [(4, 4), (2, 3)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_convolve_to_one_is_the_layer(
-    training: bool, memory_format: torch.memory_format, kernel: tuple[int, int]
+    training: bool, memory_format: torch.memory_format, kernel: tuple[int, int], device: str
 ) -> None:
-    layer = nn.Conv2d(8, 1, kernel).double().train(training)
-    h = torch.randn(3, 8, 9, 7, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    layer = nn.Conv2d(8, 1, kernel).double().train(training).to(device)
+    h = torch.randn(3, 8, 9, 7, dtype=torch.float64, device=device).to(memory_format=memory_format).requires_grad_()
     ours, theirs = convolve_to_one(layer, h), layer(h)
     torch.testing.assert_close(ours, theirs)
     parameters = (h, *layer.parameters())
@@ -46,9 +50,20 @@ def test_convolve_to_one_sums_bf16_in_float32() -> None:
     assert {gradient.dtype for gradient in torch.autograd.grad(logits.sum(), [h, layer.weight])} == {torch.bfloat16}
 
 
-def test_deconvolve_is_the_layer() -> None:
+def test_a_transposed_convolution_is_a_convolution_in_phases() -> None:
+    """As `deconvolve` computes it on a GPU."""
     layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double()
-    h = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(2, 6, 4, 7, dtype=torch.float64)
+    assert layer.bias is not None
+    phases = F.conv2d(h, as_convolution(layer.weight), layer.bias.repeat(4), padding=1)
+    torch.testing.assert_close(pixels_of_phases(phases), layer(h))
+    assert torch.equal(as_deconvolution(as_convolution(layer.weight)), layer.weight)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_deconvolve_is_the_layer(device: str) -> None:
+    layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double().to(device)
+    h = torch.randn(2, 6, 4, 4, dtype=torch.float64, device=device, requires_grad=True)
     ours, theirs = deconvolve(layer, h), layer(h)
     torch.testing.assert_close(ours, theirs)
     parameters = (h, *layer.parameters())

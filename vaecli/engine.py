@@ -141,13 +141,15 @@ def evaluate(
     def costs(z: Tensor, chunk: Tensor) -> list[Tensor]:
         return [reconstruction(model.decode(z), to_unit(chunk, device))]
 
+    # Where float64 is: each copy to the CPU waits for a GPU, so they are made at the end.
+    place = torch.device("cpu") if device.type == "mps" else device
     parts = []
     for block, chunk in blocks(images):
         posterior = _encode(model, chunk, device)
-        total = torch.zeros(len(chunk), dtype=torch.float64)
+        total = torch.zeros(len(chunk), dtype=torch.float64, device=place)
         for draw in range(samples):
             eps = _posterior_noise(seed, block, len(chunk), model.z_dim, draw).to(device)
-            total += by_chunks(device, costs, posterior.sample(eps), chunk)[0].cpu()
+            total += by_chunks(device, costs, posterior.sample(eps), chunk)[0].to(place)
             on_block(len(chunk))
-        parts.append(Terms(total / samples, kl(posterior).cpu().double()))
-    return Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        parts.append(Terms(total / samples, kl(posterior).to(place).double()))
+    return Terms(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))

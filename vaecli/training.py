@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from vaecli.by_hand import GradientsByHand, pieces
 from vaecli.engine import Losses, to_unit
 from vaecli.errors import DivergedError
 from vaecli.loss import Terms, negative_elbo
@@ -41,7 +42,7 @@ class Trainer:
         self.device = images.device
         # On a GPU what changes from step to step, Adam's count included, lies there, where a graph reads it.
         self._on_cuda = self.device.type == "cuda"
-        self._kl_weight = torch.tensor(schedule.kl_weight_after(0), dtype=torch.float32, device=self.device)
+        self.kl_weight = torch.tensor(schedule.kl_weight_after(0), dtype=torch.float32, device=self.device)
         self.optimizer = Adam(  # fused: one kernel for all parameters
             model.parameters(),
             lr=torch.tensor(schedule.lr, dtype=torch.float32, device=self.device) if self._on_cuda else schedule.lr,
@@ -65,13 +66,15 @@ class Trainer:
         """
         count = len(self.images)
         order, eps = self._draw(epoch, seed)
+        shuffled = self.images[order] if self._on_cuda else None  # at once, for one kernel a step less
         seen = torch.empty(2, count, device=self.device)  # read at each log interval and at the end only
         self.model.train()
         starts = range(0, count, self.batch_size)
         for step, start in enumerate(starts, 1):
             batch = slice(start, min(start + self.batch_size, count))
             self._follow_schedule(epoch - 1 + (step - 1) / len(starts))
-            seen[:, batch] = self.run(order[batch], eps[batch])
+            images = self.images[order[batch]] if shuffled is None else shuffled[batch]
+            seen[:, batch] = self.run(images, eps[batch])
             size = batch.stop - start
             if log_interval and step % log_interval == 0:
                 on_step(size, float(seen[:, batch].sum() / size))
@@ -92,18 +95,18 @@ class Trainer:
     def _follow_schedule(self, epochs: float) -> None:
         """Set the next step's learning rate and KL weight, `epochs` into the training."""
         if self.schedule.kl_warmup:
-            self._kl_weight.fill_(self.schedule.kl_weight_after(epochs))
+            self.kl_weight.fill_(self.schedule.kl_weight_after(epochs))
         if self.schedule.cosine_epochs:
             lr = self.schedule.lr_after(epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"].fill_(lr) if self._on_cuda else lr
 
-    def run(self, index: Tensor, eps: Tensor) -> Tensor:
-        """One step on the images at `index` (B,) with noise (B, Z), as fast as it goes; returns the terms (2, B)."""
-        if self.device.type == "cuda" and len(index) == self.batch_size:  # pragma: no cover-cuda
+    def run(self, images: Tensor, eps: Tensor) -> Tensor:
+        """One step on uint8 images (B, 28, 28) with noise (B, Z), as fast as it goes; returns the terms (2, B)."""
+        if self._on_cuda and len(images) == self.batch_size:  # pragma: no cover-cuda
             self._graph = self._graph or _Graph(self)
-            return self._graph.replay(index, eps)
-        return self.step(self.images[index], eps)
+            return self._graph.replay(images, eps)
+        return self.step(images, eps)
 
     def step(self, images: Tensor, eps: Tensor) -> Tensor:
         """One step of Adam on uint8 images (B, 28, 28) with noise (B, Z); returns the terms (2, B)."""
@@ -111,7 +114,7 @@ class Trainer:
         logits, posterior = functional_call(self.model, in_bf16(self.model) if self.bf16 else {}, (x, eps))
         terms = negative_elbo(logits, posterior, x)
         self.model.zero_grad(set_to_none=True)
-        terms.loss(self._kl_weight).mean().backward()  # type: ignore[no-untyped-call]
+        terms.loss(self.kl_weight).mean().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return torch.stack([term.detach() for term in terms])
 
@@ -147,6 +150,40 @@ class Adam(torch.optim.Adam):
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
+    def step_with(self, gradients: dict[str, Tensor]) -> Callable[[], None]:
+        """A step that reads `gradients`, in the order of the parameters, whenever it is called; for a graph.
+
+        It is computed in pieces, with the same result. `step` must have been called before.
+        """
+        (group,) = self.param_groups
+        parameters = group["params"]
+        states = [self.state[parameter] for parameter in parameters]
+        counts = [state["step"] for state in states]
+        means, squares = (pieces(state[name] for state in states) for name in ("exp_avg", "exp_avg_sq"))
+        weights, slopes = pieces(parameters), pieces(gradients.values())
+        steps = [count for count, tensor in zip(counts, parameters, strict=True) for _ in pieces([tensor])]
+
+        @torch.no_grad()
+        def step() -> None:
+            torch._foreach_add_(counts, 1)
+            torch._fused_adam_(
+                weights,
+                slopes,
+                means,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+        return step
+
 
 class _Graph:  # pragma: no cover-cuda
     """The step on a full batch as a CUDA graph: recorded once, replayed with one launch instead of one a kernel.
@@ -157,25 +194,32 @@ class _Graph:  # pragma: no cover-cuda
     WARM_UP = 3  # steps, in which cuDNN and cuBLAS choose kernels and take their workspaces
 
     def __init__(self, trainer: Trainer) -> None:
-        self._split, self._device = trainer.images, trainer.device
+        self._device = trainer.device
         self._images = trainer.images[: trainer.batch_size].clone()
         self._eps = torch.zeros(len(self._images), trainer.model.z_dim, device=self._device)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device):
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside), trainer.rehearsal():
+            dtype = torch.bfloat16 if trainer.bf16 else torch.float32
+            self._compute = compute = GradientsByHand(trainer.model, len(self._images), dtype)
+            # What is computed aside has a lower priority, also within the graph.
+            stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream), trainer.rehearsal():
+                trainer.step(self._images, self._eps)  # makes Adam's moments
+                trainer.model.zero_grad(set_to_none=True)
+                adam = trainer.optimizer.step_with(compute.gradients)
                 for _ in range(self.WARM_UP):
-                    trainer.step(self._images, self._eps)
-            torch.cuda.current_stream().wait_stream(aside)
-            trainer.model.zero_grad(set_to_none=True)  # gradients belong to the graph's own memory
-            with torch.cuda.graph(self._graph):
-                self._terms = trainer.step(self._images, self._eps)
+                    compute(self._images, self._eps, trainer.kl_weight)
+                    adam()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._terms = compute(self._images, self._eps, trainer.kl_weight)
+                adam()
 
-    def replay(self, index: Tensor, eps: Tensor) -> Tensor:
+    def replay(self, images: Tensor, eps: Tensor) -> Tensor:
         """The terms (2, B) of one step; they hold until the next one."""
         with torch.cuda.device(self._device):
-            torch.index_select(self._split, 0, index, out=self._images)
+            self._images.copy_(images)
             self._eps.copy_(eps)
             self._graph.replay()
         return self._terms

@@ -192,8 +192,7 @@ class _Run:
         size = min(self.settings.batch_size, len(self.train_images))
         self.observer.begin("dry run", size)
         began = time.perf_counter()
-        index, eps = torch.arange(size), torch.zeros(size, self.settings.z_dim)
-        self.trainer.run(index.to(self.device), eps.to(self.device))
+        self.trainer.run(self.train_images[:size], torch.zeros(size, self.settings.z_dim, device=self.device))
         engine.evaluate(self.model, self.test_images[:1000], seed=self.settings.seed, device=self.device)
         seconds = time.perf_counter() - began
         self.observer.note(f"Dry run: a training step and a block of the test pass took {seconds:.1f} s. All is well.")

@@ -1,0 +1,94 @@
+"""Gradients by hand are autograd's, and a step in pieces is Adam's."""
+
+import pytest
+import torch
+
+from vaecli import data, engine
+from vaecli.by_hand import GradientsByHand, pieces
+from vaecli.loss import negative_elbo
+from vaecli.runtime import be_exact
+from vaecli.schedule import Schedule
+from vaecli.training import Trainer
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("z_dim", "count"), [(1, 7), (2, 40), (3, 1), (30, 10)])
+@pytest.mark.parametrize(
+    ("dtype", "model_dtype", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-12),
+        (torch.float32, torch.float32, 1e-3),
+        (torch.bfloat16, torch.float32, 0.15),
+    ],
+)
+def test_gradients_are_those_of_autograd(
+    digits: data.Split,
+    device: str,
+    dtype: torch.dtype,
+    model_dtype: torch.dtype,
+    tolerance: float,
+    z_dim: int,
+    count: int,
+) -> None:
+    place = torch.device(device)
+    be_exact(place)
+    plain = engine.new_model(z_dim, 0).double()
+    model = engine.prepare(engine.new_model(z_dim, 0).to(model_dtype), place)
+    images, eps, kl_weight = digits.images[:count], torch.randn(count, z_dim), torch.tensor(0.7)
+    compute = GradientsByHand(model, count, dtype)
+    for _ in range(2):  # what it keeps between calls does no harm
+        terms = compute(images.to(place), eps.to(place, model_dtype), kl_weight.to(place, model_dtype))
+
+    x = engine.to_unit(images, torch.device("cpu")).double()
+    logits, posterior = plain(x, eps.double())
+    expected = negative_elbo(logits, posterior, x)
+    expected.loss(kl_weight.double()).mean().backward()  # type: ignore[no-untyped-call]
+    rounding = 1e-4 if dtype == model_dtype else 0.2
+    torch.testing.assert_close(terms.cpu().double(), torch.stack(list(expected)).detach(), rtol=0, atol=rounding)
+    for name, parameter in plain.named_parameters():
+        gradient = compute.gradients[name].cpu().double()
+        assert parameter.grad is not None
+        assert (gradient - parameter.grad).norm() <= tolerance * parameter.grad.norm(), name
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_by_hand_is_training(digits: data.Split, monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    """Two epochs on the CPU as a GPU does them, the short last batch by autograd."""
+    images, cpu = digits.images, torch.device("cpu")
+
+    def trainer() -> Trainer:
+        model = engine.prepare(engine.new_model(2, 0), cpu)
+        return Trainer(model, images, schedule=Schedule(1e-3), batch_size=40, bf16=bf16)
+
+    plain, ours = trainer(), trainer()
+    with ours.rehearsal():
+        ours.step(images[:40], torch.zeros(40, 2))
+    compute = GradientsByHand(ours.model, 40, torch.bfloat16 if bf16 else torch.float32)
+    adam = ours.optimizer.step_with(compute.gradients)
+
+    def run(images: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        if len(images) < 40:
+            return ours.step(images, eps)
+        terms = compute(images, eps, ours.kl_weight)
+        adam()
+        return terms
+
+    monkeypatch.setattr(ours, "run", run)
+    for epoch in (1, 2):
+        assert ours.epoch(epoch, 0).loss == pytest.approx(plain.epoch(epoch, 0).loss, rel=1e-3 if bf16 else 1e-6)
+    for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        assert float((one - other).detach().abs().mean()) < (2e-4 if bf16 else 1e-6)
+        state, expected = ours.optimizer.state[one], plain.optimizer.state[other]
+        assert state["step"] == expected["step"] == 8
+
+
+def test_pieces_are_the_tensor_itself() -> None:
+    tensor = torch.zeros(5, 4, 3, 3).to(memory_format=torch.channels_last)
+    parts = pieces([tensor, torch.zeros(7)], size=50)
+    assert [len(part) for part in parts] == [50, 50, 50, 30, 7]
+    for part in parts[:4]:
+        part += 1
+    assert tensor.eq(1).all()
