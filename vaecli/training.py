@@ -186,7 +186,7 @@ class Adam(torch.optim.Adam):
 
 
 class _Graph:  # pragma: no cover-cuda
-    """The step on a full batch as a CUDA graph: recorded once, replayed with one launch instead of one a kernel.
+    """The step on a full batch, by hand, as a CUDA graph: recorded once, replayed with one launch and not one a kernel.
 
     https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     """
