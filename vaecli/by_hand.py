@@ -7,12 +7,12 @@ computed aside, on streams of its own. As one CUDA graph a step of 100 images ta
 instead of 0.71, in float32 0.80 instead of 2.75 (H200, torch 2.11). On a CPU autograd's
 kernels are the faster ones, 60 instead of 85 ms (two Zen 3 cores, torch 2.14).
 
-`h` is what a layer's ReLU has let through, `d` the objective's gradient at the layer's output before it.
-Maps are channels-last.
+`h` is what a layer's ReLU has let through, `d` the objective's gradient before the ReLU. Maps are
+channels-last.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from vaecli.mixed import FLOAT32
 from vaecli.model import ConvVAE, Gaussian
 
 aten = torch.ops.aten
-PARTS = 28  # of the heads' sums over 3136, which cuBLAS takes 28 us for as a whole and 5 for in parts
+# Of the heads' sums over 3136: with few outputs cuBLAS takes 28 us for whole ones, 5 for all their parts.
+PARTS = 28
 
 
 class GradientsByHand:
@@ -34,7 +35,7 @@ class GradientsByHand:
     Arguments:
         model: as `engine.prepare` makes it; its weights are read at each call.
         batch_size: images of each batch.
-        dtype: of all layers but the heads, as in `mixed`.
+        dtype: of all but what `mixed` leaves out; float32 or bfloat16, or that of a model in float64.
 
     `gradients` holds a tensor for each parameter, by name, which each call overwrites.
     """
@@ -54,7 +55,8 @@ class GradientsByHand:
             for name, weight in self.weights.items()
             if dtype != self._wide and not name.startswith(FLOAT32)
         }
-        self._cast = pieces(self._narrow.values()), pieces(self.weights[name] for name in self._narrow)
+        wide = [self.weights[name] for name in self._narrow]
+        self._cast = flattened(pieces(self._narrow.values())), flattened(pieces(wide))
         # Maps with borders of zeros, of which only the inside is written.
         self._slope = torch.zeros(batch_size, 35, 35, dtype=dtype, device=self._device)
         self._d4 = torch.zeros(batch_size, 16, 16, 64, dtype=dtype, device=self._device)
@@ -70,10 +72,11 @@ class GradientsByHand:
     def __call__(self, images: Tensor, eps: Tensor, kl_weight: Tensor) -> Tensor:
         """The terms (2, B) of uint8 images (B, 28, 28) with noise (B, Z).
 
-        What is read aside keeps its name to the end: the memory of a tensor without one is given away at
-        once, and another stream may not have read it yet.
+        What two streams share keeps its name to the end: the memory of a tensor without one is given away at
+        once, and the other stream may not be through with it.
         """
         count, z_dim = eps.shape
+        parts = PARTS if z_dim <= 32 else 1  # many outputs are fast, and their parts would take memory
         if self._narrow:
             torch._foreach_copy_(*self._cast)
         w = self.weights | self._narrow
@@ -101,8 +104,8 @@ class GradientsByHand:
         with self._meanwhile():
             taps = w["conv3.weight"][0].flatten(1)  # (32, 16)
             mirrored = (self.weights["conv3.weight"][0].flatten(1).flip(1).t() / count).to(self.dtype)  # (16, 32)
-        parts = flat.view(count, PARTS, -1).transpose(0, 1)
-        codes = torch.bmm(parts, heads.view(PARTS, -1, 2 * z_dim)).sum(0) + heads_bias  # (B, 2Z)
+        codes = torch.bmm(flat.view(count, parts, -1).transpose(0, 1), heads.view(parts, -1, 2 * z_dim))
+        codes = codes.sum(0) + heads_bias  # (B, 2Z)
         posterior = Gaussian(*codes.chunk(2, dim=1))
         deviation = torch.exp(posterior.logvar / 2)
         z = torch.addcmul(posterior.mean, deviation, eps).to(self.dtype)
@@ -124,7 +127,7 @@ class GradientsByHand:
         h4 = shuffled(rows(phases4).view(count, 8, 8, 2, 2, 64)).view(count, 16, 16, 64)
         h4 = copied(h4[:, :15, :15]).permute(0, 3, 1, 2)  # (B, 64, 15, 15)
         h5 = convolve(h4, up2, up2_bias)  # (B, 4 * 32, 16, 16)
-        h5 = rows(h5).view(-1, 32)
+        h5 = rows(h5).view(-1, 32)  # (B*16*16*4, 32)
         planes = shuffled((h5 @ taps).view(count, 16, 16, 2, 2, 16)).view(count, 32, 32, 4, 4)
         logits = sum_of_taps(planes, self._wide)[:, :28, :28] + w["conv3.bias"]
         self._join()
@@ -132,9 +135,9 @@ class GradientsByHand:
         with self._meanwhile():
             terms[0] = reconstruction(logits.unsqueeze(1), x.unsqueeze(1))
             self._store("conv3.bias", (logits.sigmoid() - x).sum((1, 2)).sum() / count)
-        torch.sub(logits.sigmoid(), x, out=self._slope[:, 3:31, 3:31])
+        torch.sub(logits.sigmoid(), x, out=self._slope[:, 3:31, 3:31])  # the gradient at the logits, but for 1 / B
         around = self._slope.unfold(1, 4, 1).unfold(2, 4, 1).view(count, 16, 2, 16, 2, 4, 4)
-        around = around.transpose(2, 3).reshape(-1, 16)  # of each pixel of h5
+        around = around.transpose(2, 3).reshape(-1, 16)  # (B*16*16*4, 16), the taps' pixels of each pixel of h5
         with self._meanwhile():
             self._store("conv3.weight", (around.t() @ h5).flip(0).t() / count)
         d5 = aten.threshold_backward(around @ mirrored, h5, 0).view(count, 16, 16, 128).permute(0, 3, 1, 2)
@@ -171,13 +174,16 @@ class GradientsByHand:
 
     @contextlib.contextmanager
     def _meanwhile(self) -> Iterator[None]:
-        """Aside: what is computed within may read all that was computed before, and be read after `_join`."""
+        """Aside: what is within may read what is computed outside before, or was before the last `_join`.
+
+        After the next one it may be read itself.
+        """
         if not self._aside:
             yield
             return
         stream = self._aside[0]
         self._aside = [*self._aside[1:], stream]
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         self._busy.append(stream)
         with torch.cuda.stream(stream):
             yield
@@ -189,7 +195,7 @@ class GradientsByHand:
         replayed (torch 2.11, driver 580).
         """
         for stream in self._busy:
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
         self._busy.clear()
 
     def _store(self, name: str, gradient: Tensor) -> None:
@@ -201,23 +207,31 @@ class GradientsByHand:
         self._store(f"{name}.bias", rows(d).reshape(-1, len(self.gradients[f"{name}.bias"])).sum(0))
 
 
-def pieces(tensors: Iterable[Tensor], size: int = 8192) -> list[Tensor]:
-    """The tensors, as they lie in memory, in pieces of so many numbers at most.
+def pieces(tensors: Iterable[Tensor]) -> list[Sequence[Tensor]]:
+    """Each tensor, as it lies in memory, in pieces of 8,192 numbers, or of more if there would be too many pieces.
 
-    A kernel for lists of tensors gives 65,536 numbers of one to one block of threads. Adam takes 13 us
-    instead of 26 for such pieces.
+    A kernel for lists of tensors gives 65,536 numbers of one to one block of threads: Adam takes 26 us for
+    the tensors and 13 for their pieces. But one launch takes only some dozens of them.
     """
-    flat = (tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors)
-    return [piece for tensor in flat for piece in torch.split(tensor, size)]
+    flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    size = min(
+        65_536, max(8192, sum(map(len, flat)) // 128 * 4)
+    )  # a multiple of 4, so that each begins at one of 16 bytes
+    return [torch.split(tensor, size) for tensor in flat]
+
+
+def flattened(parts: list[Sequence[Tensor]]) -> list[Tensor]:
+    """All pieces one after the other."""
+    return [piece for of_one in parts for piece in of_one]
 
 
 def rows(h: Tensor) -> Tensor:
-    """The pixels of a channels-last map: (B, C, H, W) -> (B * H * W, C), without a copy."""
+    """The pixels of a map: (B, C, H, W) -> (B * H * W, C), without a copy if it is channels-last."""
     return h.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def copied(pixels: Tensor) -> Tensor:
-    """A contiguous copy of (..., C), in which no two numbers of 16 bytes part: it takes these at a time, not each."""
+    """A contiguous copy of (..., C), in units of 16 bytes, which C must fill; number by number takes thrice as long."""
     return pixels.view(torch.complex128).contiguous().view(pixels.dtype)
 
 
@@ -227,10 +241,21 @@ def shuffled(pixels: Tensor) -> Tensor:
 
 
 def convolve(h: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-    """ReLU of a convolution with padding 1: (B, C, H, W) -> (B, O, H', W')."""
-    if h.device.type == "cuda" and torch.version.cuda:  # AMD's GPUs are "cuda", too, and have no cuDNN
+    """ReLU of a convolution with padding 1: (B, C, H, W) -> (B, O, H', W').
+
+    Where it is one kernel, torch does not ask cuDNN for one that computes the same bits each time;
+    forward ones that do not are not known, and `test_training` would notice.
+    """
+    if _has_fused_relu(h.device):
         return torch.cudnn_convolution_relu(h, weight, bias, (stride, stride), (1, 1), (1, 1), 1)
     return F.relu_(F.conv2d(h, weight, bias, stride=stride, padding=1))
+
+
+def _has_fused_relu(device: torch.device) -> bool:
+    """Whether there is cuDNN, which AMD's GPUs, "cuda" as well, have not, and a GPU on which it takes bf16."""
+    if device.type != "cuda" or not torch.version.cuda or not torch.backends.cudnn.enabled:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # pragma: no cover-cuda
 
 
 def input_gradient(d: Tensor, h: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
