@@ -399,6 +399,27 @@ def test_paper_is_noted_and_only_invert_changes_it(ckpt: str, invoke: Invoke, di
     assert invoke("encode", ckpt, "paper", "-q").stderr == ""
 
 
+def test_ink_that_is_lost_on_black_is_noted(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    Path("drawings").mkdir()
+    for index, image in enumerate(digits.images[:12].numpy()):
+        drawing = Image.new("RGBA", (28, 28), "black")
+        drawing.putalpha(Image.fromarray(image))
+        drawing.save(f"drawings/{index:02}.png")
+    Image.new("L", (28, 28), "white").save("blank.png")
+    for options in ([], ["--invert"]):
+        lost = invoke("encode", ckpt, "drawings", "blank.png", *options)
+        assert "13 of 13 images are of one grey all over" in lost.stderr
+        assert "bright" not in lost.stderr  # what else there is to say of them would mislead
+    result = invoke("train", "-d", "drawings", "-e", "1", "-o", "run", "--device", "cpu")
+    assert result.stderr.count("12 of 12 images are of one grey all over") == 1
+    for path in Path("drawings").iterdir():  # as the note says
+        white = Image.new("RGBA", (28, 28), "white")
+        Image.alpha_composite(white, Image.open(path)).save(path)
+    found = invoke("encode", ckpt, "drawings", "--invert")
+    assert "all over" not in found.stderr
+    assert "bright" not in found.stderr
+
+
 def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
     Path("scans").mkdir()
     for index, image in enumerate(digits.images[:20].numpy()):

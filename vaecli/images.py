@@ -236,6 +236,25 @@ def background_note(bright: int, count: int, remedy: str) -> str:
     return f"{bright:,} of {count:,} images have a bright background, as paper has. {remedy}"
 
 
+def empty_note(empty: int, count: int) -> str:
+    """What people should know of images with nothing on them."""
+    return (
+        f"{empty:,} of {count:,} images are of one grey all over. If they are dark ink on a transparent ground, "
+        "lay them on white first (mogrify -background white -alpha remove)."
+    )
+
+
+def _empty(images: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether all pixels of an image are the same: (N, 28, 28) -> (N,)."""
+    same: npt.NDArray[np.bool_] = (images == images[:, :1, :1]).all(axis=(1, 2))
+    return same
+
+
+def empties(images: Pixels) -> int:
+    """How many of the images (N, 28, 28) show nothing."""
+    return int(_empty(images).sum())
+
+
 def _backgrounds(images: Pixels) -> npt.NDArray[np.float64]:
     """The median of each image's border: (N, 28, 28) -> (N,)."""
     border = np.ones(images.shape[1:], bool)
@@ -245,8 +264,8 @@ def _backgrounds(images: Pixels) -> npt.NDArray[np.float64]:
 
 
 def bright_backgrounds(images: Pixels) -> int:
-    """How many of the images (N, 28, 28) have a background that is nearer to white than to black."""
-    return int((_backgrounds(images) > 127).sum())
+    """How many of the images (N, 28, 28) show something on a background that is nearer to white than to black."""
+    return int(((_backgrounds(images) > 127) & ~_empty(images)).sum())
 
 
 def inverted(images: Pixels) -> Pixels:

@@ -20,6 +20,8 @@ from vaecli.images import (
     background_note,
     bright_backgrounds,
     conversion_note,
+    empties,
+    empty_note,
     fit_all,
     inverted,
     list_images,
@@ -99,12 +101,15 @@ def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer:
 
 
 def _with_background(blocks: Iterator[_Block], invert: bool, note: Callable[[str], None]) -> Iterator[_Block]:
-    """The images, inverted or not; at their end `note` hears of those with a bright background."""
-    bright = count = 0
+    """The images, inverted or not; at their end `note` hears of those that are empty or on a bright background."""
+    bright = empty = count = 0
     for images, keys, labels in blocks:
         images = torch.from_numpy(inverted(images.numpy())) if invert else images
-        bright, count = bright + bright_backgrounds(images.numpy()), count + len(images)
+        pixels = images.numpy()
+        bright, empty, count = bright + bright_backgrounds(pixels), empty + empties(pixels), count + len(pixels)
         yield images, keys, labels
+    if empty:
+        note(empty_note(empty, count))
     remedy = (
         "They are so after --invert: encode them without it."
         if invert

@@ -10,7 +10,7 @@ import torch
 from vaecli import checkpoint, data, engine
 from vaecli.errors import DataError
 from vaecli.files import reason
-from vaecli.images import background_note, bright_backgrounds
+from vaecli.images import background_note, bright_backgrounds, empties, empty_note
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
 from vaecli.runtime import be_exact, choose_device
@@ -87,7 +87,13 @@ def find_split(
 
 
 def note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
-    """Pictures of one's own are used as they are, also where scans were meant to be white on black."""
-    if image_roots(dataset) and (bright := sum(bright_backgrounds(split.images.numpy()) for split in splits)):
+    """Pictures of one's own are used as they are, also where scans were meant to be white on black, or show nothing."""
+    if not image_roots(dataset):
+        return
+    images = [split.images.numpy() for split in splits]
+    count = sum(map(len, images))
+    if empty := sum(map(empties, images)):
+        observer.note(empty_note(empty, count))
+    if bright := sum(map(bright_backgrounds, images)):
         remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
-        observer.note(background_note(bright, sum(len(split.images) for split in splits), remedy))
+        observer.note(background_note(bright, count, remedy))
