@@ -522,6 +522,17 @@ def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> No
     assert invoke("curves", file, "--json").stdout == f'{{"output": "{run_copy}/curves.png"}}\n'
 
 
+def test_curves_of_a_sweep_that_has_just_begun(run_copy: Path, invoke: Invoke) -> None:
+    Path("first-epoch").mkdir()
+    shutil.copy(run_copy / "config.json", "first-epoch")
+    invoke("curves", run_copy, "-o", "a.csv")
+    result = invoke("curves", "first-epoch", run_copy, "-o", "b.csv")
+    assert result.exit_code == 0
+    assert result.stderr == "Left out first-epoch: it has no finished epoch yet.\n"
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    assert invoke("curves", "first-epoch", "-o", "b.csv").exit_code == 1
+
+
 def test_curves_of_unfinished_and_resumed_runs_and_of_histories(run_copy: Path, invoke: Invoke) -> None:
     (run_copy / "check2.safetensors").unlink()
     (run_copy / "state.safetensors").unlink()

@@ -398,8 +398,8 @@ def curves(
 ) -> None:
     """Draw the learning curves of runs.
 
-    Training (dashed) and test (solid) by epoch, of one or many runs, finished or not. A star marks
-    the lowest test value.
+    Training (dashed) and test (solid) by epoch, of one or many runs, finished or not; those in their
+    first epoch are left out. A star marks the lowest test value.
 
     A .csv holds the numbers instead: a row a run and epoch, with the columns run, epoch,
     train_loss, train_reconstruction, train_kl, the same of test, seconds, images_per_second.
@@ -419,8 +419,8 @@ def curves(
         raise UsageError(f"A .csv holds all metrics as they are. Leave out {names}.")
     from vaecli.services.curves import curves as service
 
-    with console.observer(quiet, bars=console.bars_fit(output)):
-        result = service(runs, output=_target(output), form=form, metric=metric, log_scale=log_scale)
+    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
+        result = service(runs, output=_target(output), form=form, metric=metric, log_scale=log_scale, observer=observer)
     _answer_output(result, json)
 
 

@@ -14,6 +14,7 @@ from vaecli.metrics import EpochRecord, read_metrics, to_csv
 from vaecli.plots.curves import Metric
 from vaecli.plots.curves import curves as draw
 from vaecli.run import CONFIG, METRICS, find_checkpoint
+from vaecli.services import Observer
 from vaecli.services.outputs import guard_output
 
 
@@ -25,22 +26,33 @@ class Drawn:
 
 
 def curves(
-    paths: Sequence[str], *, output: str | BinaryIO, form: str, metric: Metric = "loss", log_scale: bool = False
+    paths: Sequence[str],
+    *,
+    output: str | BinaryIO,
+    form: str,
+    metric: Metric = "loss",
+    log_scale: bool = False,
+    observer: Observer | None = None,
 ) -> Drawn:
     """Draw the learning curves of run folders (finished or not) and weights files in one figure.
 
-    As csv: all their metrics, a row a run and epoch. Raises VaeError for a path without a finished
-    epoch or, on a log scale, without a value above 0, CheckpointError for a file that is none.
+    As csv: all their metrics, a row a run and epoch. A run without a finished epoch is left out, of which the
+    observer hears. Raises VaeError if there is no other or, on a log scale, one without a value above
+    0, CheckpointError for a file that is none.
     """
+    observer = observer or Observer()
     guard_output(output, *(path for path in paths if not os.path.isdir(path)))
     paths = list({os.path.realpath(path): path for path in paths}.values())  # each once
-    runs = {}
-    for path, name in zip(paths, _names(paths), strict=True):
-        runs[name] = _history(path)
-        if not runs[name]:
-            raise VaeError(f"{path} has no finished epoch yet. Wait for the first one, or leave it out.")
-        if log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in runs[name]):
+    histories = {path: _history(path) for path in paths}
+    paths = [path for path in paths if histories[path]]
+    if not paths:
+        raise VaeError(f"{next(iter(histories))} has no finished epoch yet. Wait for the first one.")
+    for path, history in histories.items():
+        if not history:
+            observer.note(f"Left out {path}: it has no finished epoch yet.")
+        elif log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in history):
             raise VaeError(f"No test {metric} of {path} is above 0. Leave out --log-scale.")
+    runs = {name: histories[path] for path, name in zip(paths, _names(paths), strict=True)}
     data = to_csv(runs) if form == "csv" else plots.render(draw(runs, metric, log_scale), form)
     with open_output(output) as stream:
         stream.write(data)
