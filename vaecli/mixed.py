@@ -19,8 +19,7 @@ FLOAT32 = ("linear1mean.", "linear1logvar.", "conv3.bias")
 def in_bf16(model: ConvVAE) -> dict[str, Tensor]:
     """The model's other weights in bfloat16, by name, for `torch.func.functional_call`; gradients reach the model.
 
-    `torch.autocast` casts one weight and one gradient at a time. On a GPU, where a step is bound by
-    its number of kernels, these would be 22, and here they are 2.
+    `torch.autocast` casts one weight and one gradient at a time, in 22 operations, which here are 2.
     """
     weights = {name: weight for name, weight in model.named_parameters() if not name.startswith(FLOAT32)}
     return dict(zip(weights, _InBf16.apply(*weights.values()), strict=True))
