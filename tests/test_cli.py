@@ -523,20 +523,33 @@ def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> No
 
 
 def test_curves_of_a_sweep_that_has_just_begun(run_copy: Path, invoke: Invoke) -> None:
-    Path("first-epoch").mkdir()
-    shutil.copy(run_copy / "config.json", "first-epoch")
-    invoke("curves", run_copy, "-o", "a.csv")
-    result = invoke("curves", "first-epoch", run_copy, "-o", "b.csv")
-    assert result.exit_code == 0
-    assert result.stderr == "Left out first-epoch: it has no finished epoch yet.\n"
-    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
-    assert invoke("curves", "first-epoch", "-o", "b.csv").exit_code == 1
+    """Runs without an epoch are left out, and the names of the others stay the same when they have one."""
+    for name in ("a/run", "b/run"):
+        Path(name).parent.mkdir()
+        shutil.copytree(run_copy, name)
+    Path("c/run").mkdir(parents=True)
+    Path("c/run/.lock").touch()  # it is reading its data
+    for _ in range(2):
+        result = invoke("curves", "a/run", "c/run", "-o", "runs.csv")
+        assert result.exit_code == 0
+        assert result.stderr == "Left out c/run: it has no finished epoch yet.\n"
+        assert {line.split(",")[0] for line in Path("runs.csv").read_text().splitlines()[1:]} == {"a/run"}
+        shutil.copy(run_copy / "config.json", "c/run")
+    assert "c/run has no finished epoch yet." in assert_one_line(invoke("curves", "c/run", "-o", "c.csv").stderr)
+    Path("c/run/config.json").write_text('{"name": "app"}')  # another program's
+    assert "c/run/config.json is damaged" in assert_one_line(invoke("curves", "a/run", "c/run", "-o", "c.csv").stderr)
+    assert not Path("c.csv").exists()
 
 
 def test_curves_of_unfinished_and_resumed_runs_and_of_histories(run_copy: Path, invoke: Invoke) -> None:
     (run_copy / "check2.safetensors").unlink()
-    (run_copy / "state.safetensors").unlink()
     assert invoke("curves", run_copy, "-o", "a.svg").exit_code == 0
+    metrics = (run_copy / "metrics.jsonl").read_bytes()
+    (run_copy / "metrics.jsonl").write_bytes(b"")  # as on a disk that was full
+    assert invoke("curves", run_copy, "-o", "state.svg").exit_code == 0
+    assert Path("a.svg").read_bytes() == Path("state.svg").read_bytes()
+    (run_copy / "metrics.jsonl").write_bytes(metrics)
+    (run_copy / "state.safetensors").unlink()
     (run_copy / "metrics.jsonl").unlink()  # what is left is the history in check1
     assert invoke("curves", run_copy, "-o", "b.svg").exit_code == 0
     assert Path("a.svg").read_bytes() != Path("b.svg").read_bytes()

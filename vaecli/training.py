@@ -201,7 +201,7 @@ class _Graph:  # pragma: no cover-cuda
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device):
             dtype = torch.bfloat16 if trainer.bf16 else torch.float32
-            self._compute = compute = GradientsByHand(trainer.model, len(self._images), dtype)
+            self._compute = compute = GradientsByHand(trainer.model, len(self._images), dtype)  # keeps its memory
             # What is computed aside has a lower priority, also within the graph.
             stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())

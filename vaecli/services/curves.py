@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vaecli import plots
-from vaecli.checkpoint import read_metadata
+from vaecli.checkpoint import read_metadata, read_state_metadata
 from vaecli.errors import CheckpointError, VaeError
 from vaecli.files import open_output
+from vaecli.lock import LOCK
 from vaecli.metrics import EpochRecord, read_metrics, to_csv
 from vaecli.plots.curves import Metric
 from vaecli.plots.curves import curves as draw
-from vaecli.run import CONFIG, METRICS, find_checkpoint
+from vaecli.run import CONFIG, METRICS, STATE, find_checkpoint, read_config
 from vaecli.services import Observer
 from vaecli.services.outputs import guard_output
 
@@ -42,17 +43,22 @@ def curves(
     """
     observer = observer or Observer()
     guard_output(output, *(path for path in paths if not os.path.isdir(path)))
-    paths = list({os.path.realpath(path): path for path in paths}.values())  # each once
-    histories = {path: _history(path) for path in paths}
-    paths = [path for path in paths if histories[path]]
-    if not paths:
-        raise VaeError(f"{next(iter(histories))} has no finished epoch yet. Wait for the first one.")
-    for path, history in histories.items():
+    unique: dict[str, str] = {}
+    for path in paths:
+        unique.setdefault(os.path.realpath(path), path)
+    paths = list(unique.values())
+    histories = [_history(path) for path in paths]
+    if not any(histories):
+        others = f" (nor have {len(paths) - 1} others)" if len(paths) > 1 else ""
+        raise VaeError(f"{paths[0]} has no finished epoch yet{others}. Wait for the first one, or go on with --resume.")
+    runs = {}
+    for path, name, history in zip(paths, _names(paths), histories, strict=True):
         if not history:
             observer.note(f"Left out {path}: it has no finished epoch yet.")
-        elif log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in history):
+            continue
+        if log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in history):
             raise VaeError(f"No test {metric} of {path} is above 0. Leave out --log-scale.")
-    runs = {name: histories[path] for path, name in zip(paths, _names(paths), strict=True)}
+        runs[name] = history
     data = to_csv(runs) if form == "csv" else plots.render(draw(runs, metric, log_scale), form)
     with open_output(output) as stream:
         stream.write(data)
@@ -60,13 +66,19 @@ def curves(
 
 
 def _history(path: str) -> Sequence[EpochRecord]:
-    metrics = os.path.join(path, METRICS)
-    if os.path.isfile(metrics):
-        return read_metrics(metrics)
+    """Its epochs; none of a run in its first one, or before."""
+    metrics, state = (os.path.join(path, name) for name in (METRICS, STATE))
+    if os.path.isfile(metrics) and (records := read_metrics(metrics)):
+        return records
+    if os.path.isfile(state):
+        return read_state_metadata(state).history
     try:
         checkpoint = find_checkpoint(path)
     except CheckpointError:
-        if os.path.isfile(os.path.join(path, CONFIG)):  # a run in its first epoch, or one that did not survive it
+        if os.path.isfile(os.path.join(path, CONFIG)):
+            read_config(path)  # raises if it is another program's
+            return ()
+        if os.path.isfile(os.path.join(path, LOCK)):  # a training that is reading its data
             return ()
         raise
     return read_metadata(checkpoint).history
