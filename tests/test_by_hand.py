@@ -97,3 +97,5 @@ def test_pieces_are_the_tensor_itself() -> None:
 
 def test_many_numbers_are_some_dozens_of_pieces() -> None:
     assert sum(map(len, pieces([torch.empty(1_500_000), torch.empty(100_000)]))) == 32
+    for of_one in pieces([torch.empty(300_160, dtype=torch.bfloat16)]):
+        assert all(piece.data_ptr() % 16 == 0 for piece in of_one)

@@ -217,9 +217,8 @@ def pieces(tensors: Iterable[Tensor]) -> list[Sequence[Tensor]]:
     the tensors and 13 for their pieces. But one launch takes only some dozens of them.
     """
     flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-    size = min(
-        65_536, max(8192, sum(map(len, flat)) // 128 * 4)
-    )  # a multiple of 4, so that each begins at one of 16 bytes
+    size = sum(map(len, flat)) // 32 // 8 * 8  # 8 numbers of bf16 are 16 bytes, which a thread reads at once
+    size = min(65_536, max(8192, size))
     return [torch.split(tensor, size) for tensor in flat]
 
 
@@ -246,8 +245,8 @@ def shuffled(pixels: Tensor) -> Tensor:
 def convolve(h: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
     """ReLU of a convolution with padding 1: (B, C, H, W) -> (B, O, H', W').
 
-    Where it is one kernel, torch does not ask cuDNN for one that computes the same bits each time;
-    forward ones that do not are not known, and `test_training` would notice.
+    Where it is one kernel, torch does not ask cuDNN for one that computes the same bits each time, as
+    `be_exact` has it do elsewhere. On an H200 all do, which `test_training` checks where there is a GPU.
     """
     if _has_fused_relu(h.device):
         return torch.cudnn_convolution_relu(h, weight, bias, (stride, stride), (1, 1), (1, 1), 1)
@@ -271,7 +270,7 @@ def input_gradient(d: Tensor, h: Tensor, weight: Tensor, stride: int = 1) -> Ten
 
 
 def weight_gradient(d: Tensor, h: Tensor, size: int, stride: int = 1) -> Tensor:
-    """That of its weights, channels-last (O, size, size, C), as a product with all windows of its input.
+    """That at its weights, channels-last (O, size, size, C), as a product with all windows of its input.
 
     In bf16 15 us instead of 26 for deconv1 behind `as_convolution`, in float32 35 instead of 116.
     """

@@ -31,8 +31,8 @@ def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:
     that gradient costs more than those of data and weights together: for deconv2 1.6 instead of 0.15 in
     float32, 4.9 instead of 0.14 in bf16.
 
-    On a GPU it is the convolution behind `as_convolution`: 1,000 images in float32 take 0.37 instead of 3.1 for
-    deconv1, 0.73 instead of 3.4 for deconv2 (H200, torch 2.11).
+    On a GPU it is the convolution behind `as_convolution`: 1,000 images in float32 take 0.42 for deconv1
+    and 0.83 for deconv2, where the layers take 3.1 and 3.4 with their ReLUs (H200, torch 2.11).
     """
     assert layer.bias is not None
     if h.device.type == "cuda":  # pragma: no cover-cuda
@@ -76,7 +76,8 @@ def convolve_to_one(layer: nn.Conv2d, h: Tensor) -> Tensor:
 
     oneDNN computes at least 16 output channels and drops what is too much: for conv3 6.4 forward and
     8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, here 2.1 and 1.7. On
-    a GPU 1,000 images in float32 take 0.13 forward instead of 1.3 (H200, torch 2.11).
+    a GPU 1,000 images in float32 take 0.13 forward instead of 1.3, and 0.1 more for a map that is not
+    contiguous, as `deconvolve` makes it (H200, torch 2.11).
     """
     assert layer.bias is not None
     weight = layer.weight.to(h.dtype)  # under autocast they may differ

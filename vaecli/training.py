@@ -161,17 +161,19 @@ class Adam(torch.optim.Adam):
         states = [self.state[parameter] for parameter in parameters]
         counts = [state["step"] for state in states]
         moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        lists = [flattened(pieces(tensors)) for tensors in (parameters, gradients.values(), *moments)]
+        weights, slopes, means, squares = (
+            flattened(pieces(tensors)) for tensors in (parameters, gradients.values(), *moments)
+        )
         steps = [count for count, parts in zip(counts, pieces(parameters), strict=True) for _ in parts]
 
         @torch.no_grad()
         def step() -> None:
             torch._foreach_add_(counts, 1)
             torch._fused_adam_(
-                lists[0],
-                lists[1],
-                lists[2],
-                lists[3],
+                weights,
+                slopes,
+                means,
+                squares,
                 [],
                 steps,
                 lr=group["lr"],
