@@ -30,7 +30,7 @@ LAYERS = (
     {"loss", "mixed"},
     {"model"},
     {"lock"},
-    {"files", "allocator", "layers", "threads"},
+    {"files", "allocator", "layers", "phases", "threads"},
     {"errors"},
 )
 ONLY_IN = {

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaecli.layers import as_convolution, as_deconvolution, convolve_to_one, deconvolve, from_map, pixels_of_phases
+from vaecli.layers import convolve_to_one, deconvolve, from_map
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
@@ -48,16 +47,6 @@ def test_convolve_to_one_sums_bf16_in_float32() -> None:
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
     assert {gradient.dtype for gradient in torch.autograd.grad(logits.sum(), [h, layer.weight])} == {torch.bfloat16}
-
-
-def test_a_transposed_convolution_is_a_convolution_in_phases() -> None:
-    """As `deconvolve` computes it on a GPU."""
-    layer = nn.ConvTranspose2d(6, 5, 3, stride=2).double()
-    h = torch.randn(2, 6, 4, 7, dtype=torch.float64)
-    assert layer.bias is not None
-    phases = F.conv2d(h, as_convolution(layer.weight), layer.bias.repeat(4), padding=1)
-    torch.testing.assert_close(pixels_of_phases(phases), layer(h))
-    assert torch.equal(as_deconvolution(as_convolution(layer.weight)), layer.weight)
 
 
 @pytest.mark.parametrize("device", DEVICES)

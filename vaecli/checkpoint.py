@@ -202,7 +202,7 @@ def _to_bytes(tensors: Mapping[str, "Tensor"], value: dict[str, Any]) -> bytes:
 
     # One metadata key, with sorted keys inside: the library writes several in random order.
     metadata = {"vae": json.dumps(value, sort_keys=True, allow_nan=False)}
-    data: bytes = to_bytes({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    data: bytes = to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
     if int.from_bytes(data[:8], "little") > MAX_HEADER:  # what could not be read back is not written
         raise CheckpointError("The classes' names are too long for a checkpoint. Use fewer or shorter ones.")
     return data

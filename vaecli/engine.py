@@ -4,6 +4,7 @@ A split is one uint8 tensor; a chunk is a slice of it, made float on the way in.
 are collected and reduced once, in float64, so no mean depends on a batch size.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ from vaecli.runtime import NOISE_BLOCK, generator, noise
 
 # Images computed at once on a CPU outside training. With more the activations leave the cache: 6,628
 # images/s are evaluated in chunks of 100, 5,895 of 50, 6,287 of 200, 5,468 of 1,000 (two Zen 4 cores,
-# torch 2.15, medians of 7 interleaved runs); encoding and decoding agree. A GPU takes a whole block.
-CHUNK = 100
+# torch 2.15, medians of 7 interleaved runs); encoding and decoding agree. On a GPU it takes the CPU longer to
+# launch 1,000 images' work than the GPU to compute it.
+CHUNK, GPU_CHUNK = 100, 2 * NOISE_BLOCK
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def blocks(images: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def by_chunks(device: torch.device, compute: Callable[..., Iterable[Tensor]], *inputs: Tensor) -> list[Tensor]:
     """The tensors that `compute` makes of equally long inputs, a few images at a time, joined again."""
-    size = CHUNK if device.type == "cpu" else NOISE_BLOCK
+    size = CHUNK if device.type == "cpu" else GPU_CHUNK
     parts = [compute(*chunk) for chunk in zip(*(torch.split(each, size) for each in inputs), strict=True)]
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
@@ -87,8 +89,9 @@ def _encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
 
 
 def _posterior_noise(seed: int, block: int, count: int, z_dim: int, draw: int = 0) -> Tensor:
-    """eps (count, Z) of one block of images, the same in every command that samples a posterior."""
-    return noise(seed, "posterior", block, z_dim, draw)[:count]
+    """eps (count, Z) of the images from this block on, the same in every command that samples a posterior."""
+    after = block + math.ceil(count / NOISE_BLOCK)
+    return torch.cat([noise(seed, "posterior", one, z_dim, draw) for one in range(block, after)])[:count]
 
 
 def sample_posterior(posterior: Gaussian, seed: int, block: int, temperature: float = 1.0) -> Tensor:
@@ -134,7 +137,7 @@ def evaluate(
 
     They are computed in float32. The noise depends on seed and position alone: not on the epoch, so
     that a curve over epochs has no noise from it, and not on a batch size. `on_block` hears of each
-    draw of a block.
+    draw of some images.
     """
     model.eval()
 
@@ -143,12 +146,13 @@ def evaluate(
 
     # Where float64 is: each copy to the CPU waits for a GPU, so they are made at the end.
     place = torch.device("cpu") if device.type == "mps" else device
-    parts = []
-    for block, chunk in blocks(images):
+    parts, size = [], NOISE_BLOCK if device.type == "cpu" else GPU_CHUNK
+    for number, chunk in enumerate(torch.split(images, size)):
         posterior = _encode(model, chunk, device)
         total = torch.zeros(len(chunk), dtype=torch.float64, device=place)
         for draw in range(samples):
-            eps = _posterior_noise(seed, block, len(chunk), model.z_dim, draw).to(device)
+            first = number * size // NOISE_BLOCK
+            eps = _posterior_noise(seed, first, len(chunk), model.z_dim, draw).to(device, non_blocking=True)
             total += by_chunks(device, costs, posterior.sample(eps), chunk)[0].to(place)
             on_block(len(chunk))
         parts.append(Terms(total / samples, kl(posterior).to(place).double()))

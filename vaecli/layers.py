@@ -21,7 +21,11 @@ def from_map(layer: nn.Linear, h: Tensor) -> Tensor:
     if layer.out_features > len(h):
         return layer(h.flatten(1))  # type: ignore[no-any-return]
     weight = layer.weight.view(-1, *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    return F.linear(h.permute(0, 2, 3, 1).flatten(1), weight, layer.bias)
+    h = h.permute(0, 2, 3, 1).flatten(1)
+    if h.device.type == "cuda":  # pragma: no cover-cuda
+        # With a bias cuBLAS looks for a kernel each time, which takes the CPU twice as long, 0.12 ms.
+        return h @ weight.t() + layer.bias
+    return F.linear(h, weight, layer.bias)
 
 
 def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:
@@ -30,54 +34,17 @@ def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:
     On a CPU the bias is added afterwards, whose gradient is then a plain sum. Inside torch's own kernel
     that gradient costs more than those of data and weights together: for deconv2 1.6 instead of 0.15 in
     float32, 4.9 instead of 0.14 in bf16.
-
-    On a GPU it is the convolution behind `as_convolution`: 1,000 images in float32 take 0.42 for deconv1
-    and 0.83 for deconv2, where the layers take 3.1 and 3.4 with their ReLUs (H200, torch 2.11).
     """
     assert layer.bias is not None
-    if h.device.type == "cuda":  # pragma: no cover-cuda
-        return pixels_of_phases(F.conv2d(h, as_convolution(layer.weight), layer.bias.repeat(4), padding=1))
     h = F.conv_transpose2d(h, layer.weight, stride=layer.stride)
     return h.add_(layer.bias[:, None, None])
-
-
-def as_convolution(weight: Tensor) -> Tensor:
-    """Weights (4 * O, C, 2, 2) of a convolution that does the work of those (C, O, 3, 3) of a transposed one.
-
-    With stride 2 every second row of what a transposed convolution yields, and every second column, is
-    a convolution of its own. Here these four phases lie behind each other in the channels (Shi et
-    al., 2016). With padding 1 a map (H, W) becomes (H + 1, W + 1).
-    """
-    inputs, outputs = weight.shape[:2]
-    weight = F.pad(weight, (0, 1, 0, 1)).roll((2, 2), (2, 3)).view(inputs, outputs, 2, 2, 2, 2)
-    weight = weight.permute(3, 5, 1, 0, 2, 4).reshape(4 * outputs, inputs, 2, 2)
-    return weight.contiguous(memory_format=torch.channels_last)
-
-
-def as_deconvolution(weight: Tensor) -> Tensor:
-    """The inverse of `as_convolution`: (4 * O, C, 2, 2) -> (C, O, 3, 3)."""
-    outputs, inputs = len(weight) // 4, weight.shape[1]
-    weight = weight.reshape(2, 2, outputs, inputs, 2, 2).permute(3, 2, 4, 0, 5, 1)
-    return weight.reshape(inputs, outputs, 4, 4).roll((-2, -2), (2, 3))[:, :, :3, :3]
-
-
-def pixels_of_phases(phases: Tensor) -> Tensor:
-    """What that convolution yields, in order: (B, 4 * O, H + 1, W + 1) -> (B, O, 2 H + 1, 2 W + 1), channels-last.
-
-    The last odd row and column lie outside.
-    """
-    batch, channels, height, width = phases.shape
-    phases = phases.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2, channels // 4).transpose(2, 3)
-    return phases.reshape(batch, 2 * height, 2 * width, -1)[:, :-1, :-1].permute(0, 3, 1, 2)
 
 
 def convolve_to_one(layer: nn.Conv2d, h: Tensor) -> Tensor:
     """`layer(h)` for a layer with one output channel, stride 1 and no padding: (B, C, H, W) -> (B, 1, H', W').
 
     oneDNN computes at least 16 output channels and drops what is too much: for conv3 6.4 forward and
-    8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, here 2.1 and 1.7. On
-    a GPU 1,000 images in float32 take 0.13 forward instead of 1.3, and 0.1 more for a map that is not
-    contiguous, as `deconvolve` makes it (H200, torch 2.11).
+    8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, here 2.1 and 1.7.
     """
     assert layer.bias is not None
     weight = layer.weight.to(h.dtype)  # under autocast they may differ

@@ -8,13 +8,13 @@ takes all parameters at once. `make bench` measures the whole.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from vaecli.by_hand import GradientsByHand, flattened, pieces
+from vaecli.by_hand import GradientsByHand, pieces
 from vaecli.engine import Losses, to_unit
 from vaecli.errors import DivergedError
 from vaecli.loss import Terms, negative_elbo
@@ -49,7 +49,7 @@ class Trainer:
             fused=True,
             capturable=self._on_cuda,
         )
-        self._graph: _Graph | None = None
+        self._by_hand: _Steps | None = None  # on a GPU, from its first epoch
 
     def epoch(
         self,
@@ -66,15 +66,20 @@ class Trainer:
         """
         count = len(self.images)
         order, eps = self._draw(epoch, seed)
-        shuffled = self.images[order] if self._on_cuda else None  # at once, for one kernel a step less
         seen = torch.empty(2, count, device=self.device)  # read at each log interval and at the end only
+        if self._on_cuda and not self._by_hand and count >= self.batch_size:  # pragma: no cover-cuda
+            self._by_hand = _Graph(self)
+        if self._by_hand:
+            seen = self._by_hand.begin(order, eps)
         self.model.train()
         starts = range(0, count, self.batch_size)
         for step, start in enumerate(starts, 1):
             batch = slice(start, min(start + self.batch_size, count))
             self._follow_schedule(epoch - 1 + (step - 1) / len(starts))
-            images = self.images[order[batch]] if shuffled is None else shuffled[batch]
-            seen[:, batch] = self.run(images, eps[batch])
+            if self._by_hand and start + self.batch_size <= count:
+                self._by_hand.step()
+            else:
+                seen[:, batch] = self.step(self.images[order[batch]], eps[batch])
             size = batch.stop - start
             if log_interval and step % log_interval == 0:
                 on_step(size, float(seen[:, batch].sum() / size))
@@ -101,13 +106,6 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["lr"].fill_(lr) if self._on_cuda else lr
 
-    def run(self, images: Tensor, eps: Tensor) -> Tensor:
-        """One step on uint8 images (B, 28, 28) with noise (B, Z), as fast as it goes; returns the terms (2, B)."""
-        if self._on_cuda and len(images) == self.batch_size:  # pragma: no cover-cuda
-            self._graph = self._graph or _Graph(self)
-            return self._graph.replay(images, eps)
-        return self.step(images, eps)
-
     def step(self, images: Tensor, eps: Tensor) -> Tensor:
         """One step of Adam on uint8 images (B, 28, 28) with noise (B, Z); returns the terms (2, B)."""
         x = to_unit(images, self.device)  # (B, 1, 28, 28)
@@ -121,18 +119,15 @@ class Trainer:
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Steps within the block leave no trace: weights and moments are put back, each in its own memory."""
-        weights = {parameter: parameter.detach().clone() for parameter in self.model.parameters()}
-        states = {
-            parameter: {name: value.clone() for name, value in state.items()}
-            for parameter, state in self.optimizer.state.items()
-        }
-        yield
-        with torch.no_grad():
-            for parameter, weight in weights.items():
-                parameter.copy_(weight)
-                before = states.get(parameter, {})
-                for name, value in self.optimizer.state[parameter].items():
-                    value.copy_(before.get(name, torch.zeros_like(value)))  # Adam begins with zeros
+        self.optimizer.prepare()
+        states = (self.optimizer.state[parameter].values() for parameter in self.model.parameters())
+        values = [*self.model.parameters(), *(value for state in states for value in state)]
+        before = [value.detach().clone() for value in values]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(values, before)
 
     def _check_finite(self, seen: Tensor, epoch: int) -> None:
         finite = seen.isfinite().all(dim=0)
@@ -150,46 +145,103 @@ class Adam(torch.optim.Adam):
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
-    def step_with(self, gradients: dict[str, Tensor]) -> Callable[[], None]:
-        """A step that reads `gradients`, in the order of the parameters, whenever it is called; for a graph.
-
-        It is computed in pieces, with the same result. `step` must have been called before, and no state
-        may be loaded afterwards.
-        """
+    def prepare(self) -> None:
+        """Make the moments that the first step would make."""
         (group,) = self.param_groups
-        parameters = group["params"]
-        states = [self.state[parameter] for parameter in parameters]
-        counts = [state["step"] for state in states]
-        moments = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        weights, slopes, means, squares = (
-            flattened(pieces(tensors)) for tensors in (parameters, gradients.values(), *moments)
+        for parameter in group["params"]:
+            if not self.state[parameter]:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """Begin the next step."""
+        torch._foreach_add_([state["step"] for state in self.state.values()], 1)
+
+    @torch.no_grad()
+    def step_of(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """The step of some parameters with these gradients, in pieces, after `prepare` and `count`."""
+        (group,) = self.param_groups
+        states = [self.state[parameter] for parameter in gradients]
+        weights = pieces(gradients.keys())
+        torch._fused_adam_(
+            weights,
+            pieces(gradients.values()),
+            pieces(state["exp_avg"] for state in states),
+            pieces(state["exp_avg_sq"] for state in states),
+            [],
+            [states[0]["step"]] * len(weights),  # the same for all
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
         )
-        steps = [count for count, parts in zip(counts, pieces(parameters), strict=True) for _ in parts]
-
-        @torch.no_grad()
-        def step() -> None:
-            torch._foreach_add_(counts, 1)
-            torch._fused_adam_(
-                weights,
-                slopes,
-                means,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
-
-        return step
 
 
-class _Graph:  # pragma: no cover-cuda
-    """The step on a full batch, by hand, as a CUDA graph: recorded once, replayed with one launch and not one a kernel.
+class _Steps:
+    """The steps of an epoch's full batches, by hand, which the GPU takes without the CPU.
+
+    They read the batches from memory of their own, each during the step before, and leave the terms there.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._split, self._model, self._optimizer = trainer.images, trainer.model, trainer.optimizer
+        self._kl_weight = trainer.kl_weight
+        (count, _, _), size, device = self._split.shape, trainer.batch_size, trainer.device
+        # A batch more than there is: the last step reads a next one, too.
+        self._images = torch.zeros(count + size, 28, 28, dtype=torch.uint8, device=device)
+        self._eps = torch.zeros(count + size, self._model.z_dim, device=device)
+        self._seen = torch.zeros(2, count, device=device)
+        self._first = torch.arange(size, device=device)  # the rows of the first batch
+        self._rows, self._number = self._first.clone(), torch.zeros((), dtype=torch.int64, device=device)
+        self._numbers = torch.arange(count // size, device=device)
+        self._optimizer.prepare()
+        self._compute = GradientsByHand(self._model, size, torch.bfloat16 if trainer.bf16 else torch.float32)
+
+    def begin(self, order: Tensor, eps: Tensor) -> Tensor:
+        """Take an epoch's images in this order, with this noise; returns where its terms (2, N) will be."""
+        torch.index_select(self._split, 0, order, out=self._images[: len(order)])
+        self._eps[: len(eps)] = eps
+        self._rewind()
+        return self._seen
+
+    def step(self) -> None:
+        """The step of Adam on the next batch."""
+        with self._compute.meanwhile():
+            self._optimizer.count()
+        self._compute(self._kl_weight, update=self._update, read_next=self._read_next)
+
+    def _rewind(self) -> None:
+        self._rows.copy_(self._first)
+        self._number.zero_()
+        self._read()
+
+    def _read(self) -> None:
+        self._compute.read(self._images[self._rows], self._eps[self._rows])
+
+    def _read_next(self, terms: Tensor) -> None:
+        # By comparing: writing at an index, torch would sort these first, to be deterministic.
+        batches, size = len(self._numbers), len(self._rows)
+        full = self._seen[:, : batches * size].view(2, batches, size)
+        torch.where((self._numbers == self._number)[:, None], terms[:, None], full, out=full)
+        self._number += 1
+        self._rows += size
+        self._read()
+
+    def _update(self, *layers: str) -> None:
+        of_layers: dict[Tensor, Tensor] = {
+            parameter: self._compute.gradients[name]
+            for name, parameter in self._model.named_parameters()
+            if name.rpartition(".")[0] in layers
+        }
+        self._optimizer.step_of(of_layers)
+
+
+class _Graph(_Steps):  # pragma: no cover-cuda
+    """The same as a CUDA graph: recorded once, replayed with one launch for all kernels.
 
     https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     """
@@ -197,32 +249,19 @@ class _Graph:  # pragma: no cover-cuda
     WARM_UP = 3  # steps, in which cuDNN and cuBLAS choose kernels and take their workspaces
 
     def __init__(self, trainer: Trainer) -> None:
-        self._device = trainer.device
-        self._images = trainer.images[: trainer.batch_size].clone()
-        self._eps = torch.zeros(len(self._images), trainer.model.z_dim, device=self._device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device):
-            dtype = torch.bfloat16 if trainer.bf16 else torch.float32
-            self._compute = compute = GradientsByHand(trainer.model, len(self._images), dtype)  # keeps its memory
+        with torch.cuda.device(trainer.device):
+            super().__init__(trainer)
+            self._graph = torch.cuda.CUDAGraph()
             # What is computed aside has a lower priority, also within the graph.
             stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream), trainer.rehearsal():
-                trainer.step(self._images, self._eps)  # makes Adam's moments
-                trainer.model.zero_grad(set_to_none=True)
-                adam = trainer.optimizer.step_with(compute.gradients)
                 for _ in range(self.WARM_UP):
-                    compute(self._images, self._eps, trainer.kl_weight)
-                    adam()
+                    self._rewind()
+                    super().step()
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self._graph, stream=stream):
-                self._terms = compute(self._images, self._eps, trainer.kl_weight)
-                adam()
+                super().step()
 
-    def replay(self, images: Tensor, eps: Tensor) -> Tensor:
-        """The terms (2, B) of one step; they hold until the next one."""
-        with torch.cuda.device(self._device):
-            self._images.copy_(images)
-            self._eps.copy_(eps)
-            self._graph.replay()
-        return self._terms
+    def step(self) -> None:
+        self._graph.replay()

@@ -192,7 +192,7 @@ class _Run:
         size = min(self.settings.batch_size, len(self.train_images))
         self.observer.begin("dry run", size)
         began = time.perf_counter()
-        self.trainer.run(self.train_images[:size], torch.zeros(size, self.settings.z_dim, device=self.device))
+        self.trainer.step(self.train_images[:size], torch.zeros(size, self.settings.z_dim, device=self.device))
         engine.evaluate(self.model, self.test_images[:1000], seed=self.settings.seed, device=self.device)
         seconds = time.perf_counter() - began
         self.observer.note(f"Dry run: a training step and a block of the test pass took {seconds:.1f} s. All is well.")
@@ -236,8 +236,8 @@ class _Run:
     def _require_finite(self, epoch: int) -> None:
         """A large gradient's square can overflow while the loss does not; no state with it could be read again."""
         moments = (value for state in self.trainer.optimizer.state.values() for value in state.values())
-        finite = [value.isfinite().all() for value in (*self.model.parameters(), *moments)]
-        if not torch.stack(finite).all():  # read once: each reading waits for a GPU
+        values = [value.detach().flatten() for value in (*self.model.parameters(), *moments)]
+        if not torch.cat(values).isfinite().all():  # at once: each kernel and each reading costs time on a GPU
             raise DivergedError(f"Adam's moments are not finite after epoch {epoch}")
 
     def _commit(self, epoch: int) -> None:
