@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from races import MAIN, Races, Watched
 
 from vaecli import data, engine
 from vaecli.by_hand import GradientsByHand, pieces
@@ -121,3 +122,67 @@ def test_many_numbers_are_some_dozens_of_pieces() -> None:
     assert len(pieces([torch.empty(1_500_000), torch.empty(100_000)])) == 32
     for piece in pieces([torch.empty(300_160, dtype=torch.bfloat16)]):
         assert piece.data_ptr() % 16 == 0
+
+
+def test_races_are_found() -> None:
+    """Of two streams at the same bytes, one of them writing, and of memory that is given away too early."""
+    races = Races()
+    with races:
+        one, two = torch.zeros(4), torch.zeros(4)
+        races.wait(1, MAIN)
+        races.stream = 1
+        one[:2].add_(1)
+        three, four = two + 1, two + 1
+        races.stream = MAIN
+        _ = one[2:] + two[2:]
+        assert not races.found
+        _ = one[1:] + two[1:]
+        assert set(races.found) == {"aten.add.Tensor after aten.add_.Tensor"}
+        races.found.clear()
+        races.wait(MAIN, 1)
+        _ = one + three + four
+        del two  # is main's, which has waited for stream 1
+        _ = one + 1
+        races.wait(1, MAIN)
+        del three  # is stream 1's, which has waited for main
+        races.stream = 1
+        five = torch.zeros(1)
+        races.stream = MAIN
+        _ = four + 1
+        assert not races.found
+        del four  # is stream 1's, which has not
+        races.stream = 1
+        five += 1
+    assert races.found == ["freed before aten.add.Tensor"]
+
+
+class Unjoined(Watched):
+    """As if one block aside were never waited for."""
+
+    def _join(self) -> None:
+        self._waiting.discard(min(self._waiting))
+        super()._join()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("streams", [1, 2, 3, 6, 20])
+def test_no_two_streams_are_at_the_same_memory(
+    digits: data.Split, monkeypatch: pytest.MonkeyPatch, streams: int, bf16: bool
+) -> None:
+    """Three steps with all that a graph records."""
+    monkeypatch.setattr(Watched, "STREAMS", streams)
+
+    def found(kind: type[Watched]) -> list[str]:
+        monkeypatch.setattr("vaecli.training.GradientsByHand", kind)
+        model = engine.prepare(engine.new_model(2, 0), torch.device("cpu"))
+        steps = _Steps(Trainer(model, digits.images[:9], schedule=Schedule(1e-3), batch_size=3, bf16=bf16))
+        assert isinstance(steps._compute, kind)
+        steps._compute.races = races = Races()
+        with races:
+            steps.begin(torch.arange(9), torch.zeros(9, 2))
+            for _ in range(3):
+                steps.step()
+        return races.found
+
+    assert not found(Watched)
+    assert found(Unjoined)
