@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaecli.by_hand import GradientsByHand
-
 MAIN = 0
 
 
@@ -106,22 +104,18 @@ def tensors(value: Any) -> Iterable[Tensor]:
     return [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, Tensor)]
 
 
-class Watched(GradientsByHand):
-    """Gradients by hand on a CPU whose streams are those of `races`."""
+class Stream:
+    """What stands for a CUDA stream."""
 
-    races: Races
+    def __init__(self, races: Races, number: int) -> None:
+        self._races, self._number = races, number
+
+    def wait_stream(self, other: "Stream") -> None:
+        self._races.wait(self._number, other._number)
 
     @contextlib.contextmanager
-    def meanwhile(self) -> Iterator[None]:
-        self._turn = getattr(self, "_turn", -1) + 1
-        stream = 1 + self._turn % self.STREAMS
-        self.races.wait(stream, MAIN)
-        self._waiting = {*getattr(self, "_waiting", ()), stream}
-        self.races.stream = stream
+    def current(self) -> Iterator[None]:
+        """Within, everything is computed on this stream."""
+        before, self._races.stream = self._races.stream, self._number
         yield
-        self.races.stream = MAIN
-
-    def _join(self) -> None:
-        for stream in self._waiting:
-            self.races.wait(MAIN, stream)
-        self._waiting = set()
+        self._races.stream = before

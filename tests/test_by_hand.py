@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from races import MAIN, Races, Watched
+from races import MAIN, Races, Stream
 
 from vaecli import data, engine
 from vaecli.by_hand import GradientsByHand, pieces
+from vaecli.errors import DivergedError
 from vaecli.loss import negative_elbo
 from vaecli.runtime import be_exact
 from vaecli.schedule import Schedule
@@ -91,22 +92,43 @@ def test_a_layer_is_updated_once_nothing_waits_for_it(digits: data.Split) -> Non
     assert all(torch.equal(spoilt[name], plain[name]) for name in plain)
 
 
-def test_training_by_hand_is_training(digits: data.Split) -> None:
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule(1e-3), Schedule(3e-3, beta=2.0, cosine_epochs=4, kl_warmup=3)],
+    ids=["recipe", "changing"],
+)
+def test_training_by_hand_is_training(digits: data.Split, schedule: Schedule) -> None:
     """Two epochs on the CPU as a GPU does them, the short last batch by autograd."""
-    images, cpu = digits.images, torch.device("cpu")
-
-    def trainer() -> Trainer:
-        model = engine.prepare(engine.new_model(2, 0), cpu)
-        return Trainer(model, images, schedule=Schedule(1e-3), batch_size=40)
-
-    plain, ours = trainer(), trainer()
+    plain, ours = (trainer(digits.images, schedule) for _ in range(2))
     ours._by_hand = _Steps(ours)
     for epoch in (1, 2):
-        assert ours.epoch(epoch, 0).loss == pytest.approx(plain.epoch(epoch, 0).loss, rel=1e-6)
+        assert losses_of(ours, epoch) == pytest.approx(losses_of(plain, epoch), rel=1e-5)
     for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
-        assert float((one - other).detach().abs().mean()) < 1e-6
+        assert float((one - other).detach().abs().mean()) < 1e-5
         state, expected = ours.optimizer.state[one], plain.optimizer.state[other]
         assert state["step"] == expected["step"] == 8
+
+
+def test_the_step_that_diverges_by_hand_is_named(digits: data.Split) -> None:
+    ours = trainer(digits.images, Schedule(1e-3))
+    ours._by_hand = _Steps(ours)
+    order, eps = ours._draw(1, 0)
+    eps[85] = float("inf")  # in the third batch
+    ours._draw = lambda epoch, seed: (order, eps)  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="epoch 1, step 3"):
+        ours.epoch(1, 0)
+
+
+def losses_of(trained: Trainer, epoch: int) -> list[float | None]:
+    """Of each batch, and their mean."""
+    losses: list[float | None] = []
+    mean = trained.epoch(epoch, 0, log_interval=1, on_step=lambda images, loss: losses.append(loss))
+    return [*losses, mean.loss]
+
+
+def trainer(images: torch.Tensor, schedule: Schedule) -> Trainer:
+    model = engine.prepare(engine.new_model(2, 0), torch.device("cpu"))
+    return Trainer(model, images, schedule=schedule, batch_size=40)
 
 
 def test_pieces_are_the_tensors_themselves() -> None:
@@ -156,33 +178,30 @@ def test_races_are_found() -> None:
     assert races.found == ["freed before aten.add.Tensor"]
 
 
-class Unjoined(Watched):
-    """As if one block aside were never waited for."""
-
-    def _join(self) -> None:
-        self._waiting.discard(min(self._waiting))
-        super()._join()
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("streams", [1, 2, 3, 6, 20])
 def test_no_two_streams_are_at_the_same_memory(
     digits: data.Split, monkeypatch: pytest.MonkeyPatch, streams: int, bf16: bool
 ) -> None:
-    """Three steps with all that a graph records."""
-    monkeypatch.setattr(Watched, "STREAMS", streams)
+    """Three steps with all that a graph records; and what would be, if one did not wait for the other."""
 
-    def found(kind: type[Watched]) -> list[str]:
-        monkeypatch.setattr("vaecli.training.GradientsByHand", kind)
+    def found() -> list[str]:
         model = engine.prepare(engine.new_model(2, 0), torch.device("cpu"))
         steps = _Steps(Trainer(model, digits.images[:9], schedule=Schedule(1e-3), batch_size=3, bf16=bf16))
-        assert isinstance(steps._compute, kind)
-        steps._compute.races = races = Races()
+        races = Races()
+        steps._compute._aside = [Stream(races, number + 1) for number in range(streams)]  # type: ignore[misc]
+        monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream(races, races.stream))
+        monkeypatch.setattr("torch.cuda.stream", Stream.current)
         with races:
             steps.begin(torch.arange(9), torch.zeros(9, 2))
             for _ in range(3):
                 steps.step()
         return races.found
 
-    assert not found(Watched)
-    assert found(Unjoined)
+    assert not found()
+    wait = Stream.wait_stream
+    for deaf in (MAIN, 1):
+        monkeypatch.setattr(
+            Stream, "wait_stream", lambda one, other, deaf=deaf: None if one._number == deaf else wait(one, other)
+        )
+        assert found()

@@ -5,6 +5,7 @@ import torch
 
 from vaecli import data, engine
 from vaecli.errors import VaeError
+from vaecli.loss import reconstruction
 
 CPU = torch.device("cpu")
 
@@ -17,6 +18,19 @@ def test_evaluation_depends_on_no_block_before_it(digits: data.Split) -> None:
     shorter = engine.evaluate(model, many[:1100], seed=0, device=CPU)
     torch.testing.assert_close(terms.loss()[:1100], shorter.loss(), rtol=0, atol=1e-3)
     assert not torch.allclose(terms.reconstruction[:150], terms.reconstruction[1050:1200])
+
+
+def test_evaluation_measures_the_samples_that_are_encoded(digits: data.Split) -> None:
+    """Those of each block of 1,000, however many are computed at once."""
+    model = engine.prepare(engine.new_model(2, 0), CPU).eval()
+    many = digits.images.repeat(17, 1, 1)[:2500]
+    terms = engine.evaluate(model, many, seed=0, device=CPU)
+    for block, images in engine.blocks(many):
+        z = engine.sample_posterior(engine.encode(model, images, CPU), 0, block)
+        with torch.inference_mode():
+            expected = reconstruction(model.decode(z), engine.to_unit(images, CPU)).double()
+        torch.testing.assert_close(terms.reconstruction[1000 * block :][: len(images)], expected, rtol=0, atol=1e-3)
+    assert len(engine.evaluate(model, many[:0], seed=0, device=CPU).kl) == 0
 
 
 def test_pixels_are_rounded_not_truncated() -> None:

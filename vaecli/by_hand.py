@@ -76,7 +76,7 @@ class GradientsByHand:
             inside[:, -1, :, 1] = inside[:, :, -1, :, 1] = 0
         self._z = zeros(batch_size, (model.z_dim // 8 + 1) * 8)
         self._z[:, model.z_dim] = 1
-        self._d5 = zeros(batch_size + 1, 16, 16, 128)  # of an image more, which stays 0
+        self._d5 = zeros(batch_size + 1, 16, 16, 128)  # of an image more, so that there is memory behind the last one
         # For each row of taps four pixels: at (y, x, t) that of (y - 3, x + t - 3), or 0 outside. The pixel (y, x)
         # gets there at (y + 3, x + s, 3 - s), for s from 0 to 3.
         self._slopes = zeros(batch_size, 35, 32, 4)
@@ -107,7 +107,8 @@ class GradientsByHand:
         """The terms (2, B) of the batch.
 
         `update` hears the names of layers whose gradients are there, and which are not read any more;
-        `read_next` gets the terms when the batch is not read any more. Both are called aside.
+        `read_next` gets the terms when the batch is not read any more. They are called aside, but for the first
+        layer's update, which is the last.
 
         What two streams share keeps its name to the end: the memory of a tensor without one is given away at
         once, and the other stream may not be through with it.
@@ -179,8 +180,9 @@ class GradientsByHand:
         with self.meanwhile():
             self._store_deconvolution("deconv2", d5, self._windows4)
             update("deconv2")
-        # A row has 15 pixels. In place of a 16th, which would lie outside, is the next row's first one, and behind the
-        # last image one of zeros: there `up1`, which the phases are multiplied with, is 0, and so are the ones.
+        # A row has 15 pixels. In place of a 16th, which would lie outside, is the next row's first one, behind the last
+        # row the next image's. It does no harm: there `up1`, which the phases are multiplied with, is 0, and so are
+        # the ones.
         d = in_units(input_gradient(self._d5, (count + 1, 15, 15, 64), up2))
         units = d.shape[3]
         d = d.as_strided((count, 8, 8, 2, 2, units), (225 * units, 30 * units, 2 * units, 15 * units, units, 1))

@@ -21,7 +21,7 @@ from vaecli.runtime import NOISE_BLOCK, generator, noise
 # medians of 7 interleaved runs); encoding and decoding agree. A GPU waits for the CPU's launches: 10,000
 # images take 33 ms in chunks of 1,000, 18 of 2,000 and 14 of 5,000, which take 2.5 times the memory (H200,
 # torch 2.11, medians of 6).
-CHUNK, GPU_CHUNK = 100, 2 * NOISE_BLOCK
+CHUNK, GPU_CHUNK = 100, 2 * NOISE_BLOCK  # the latter in whole blocks of noise
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _encode(model: ConvVAE, images: Tensor, device: torch.device) -> Gaussian:
 
 def _posterior_noise(seed: int, block: int, count: int, z_dim: int, draw: int = 0) -> Tensor:
     """eps (count, Z) of the images from this block on, the same in every command that samples a posterior."""
-    after = block + math.ceil(count / NOISE_BLOCK)
+    after = block + max(1, math.ceil(count / NOISE_BLOCK))
     return torch.cat([noise(seed, "posterior", one, z_dim, draw) for one in range(block, after)])[:count]
 
 
@@ -137,8 +137,8 @@ def evaluate(
     """Per-image terms (N,) of uint8 images (N, 28, 28), each the mean over `samples` of z; float64, on the CPU.
 
     They are computed in float32. The noise depends on seed and position alone: not on the epoch, so
-    that a curve over epochs has no noise from it, and not on a batch size. `on_block` hears of each
-    draw of some images.
+    that a curve over epochs has no noise from it, and not on a batch size. `on_block` hears for how many
+    images a draw is done.
     """
     model.eval()
 
@@ -147,13 +147,15 @@ def evaluate(
 
     # Where float64 is: each copy to the CPU waits for a GPU, so they are made at the end.
     place = torch.device("cpu") if device.type == "mps" else device
-    parts, size = [], NOISE_BLOCK if device.type == "cpu" else GPU_CHUNK
-    for number, chunk in enumerate(torch.split(images, size)):
+    parts = []
+    for number, chunk in enumerate(torch.split(images, GPU_CHUNK)):
         posterior = _encode(model, chunk, device)
         total = torch.zeros(len(chunk), dtype=torch.float64, device=place)
         for draw in range(samples):
-            first = number * size // NOISE_BLOCK
-            eps = _posterior_noise(seed, first, len(chunk), model.z_dim, draw).to(device, non_blocking=True)
+            block = number * GPU_CHUNK // NOISE_BLOCK
+            eps = _posterior_noise(seed, block, len(chunk), model.z_dim, draw)
+            # CUDA has its own copy when the call returns, and the CPU goes on; MPS would read freed memory.
+            eps = eps.to(device, non_blocking=device.type == "cuda")
             total += by_chunks(device, costs, posterior.sample(eps), chunk)[0].to(place)
             on_block(len(chunk))
         parts.append(Terms(total / samples, kl(posterior).to(place).double()))

@@ -23,7 +23,7 @@ def from_map(layer: nn.Linear, h: Tensor) -> Tensor:
     weight = layer.weight.view(-1, *h.shape[1:]).permute(0, 2, 3, 1).flatten(1)
     h = h.permute(0, 2, 3, 1).flatten(1)
     if h.device.type == "cuda":  # pragma: no cover-cuda
-        # With a bias cuBLAS looks for a kernel each time, which takes the CPU twice as long, 0.12 ms.
+        # With a bias cuBLAS looks for a kernel each time, 0.12 instead of 0.07 ms (Xeon, torch 2.11).
         return h @ weight.t() + layer.bias
     return F.linear(h, weight, layer.bias)
 
@@ -31,7 +31,7 @@ def from_map(layer: nn.Linear, h: Tensor) -> Tensor:
 def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:
     """`layer(h)` for 3 x 3 taps and stride 2: (B, C, H, W) -> (B, O, 2 H + 1, 2 W + 1).
 
-    On a CPU the bias is added afterwards, whose gradient is then a plain sum. Inside torch's own kernel
+    The bias is added afterwards, so that its gradient is a plain sum. Inside torch's own kernel for CPUs
     that gradient costs more than those of data and weights together: for deconv2 1.6 instead of 0.15 in
     float32, 4.9 instead of 0.14 in bf16.
     """

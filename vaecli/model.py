@@ -77,7 +77,8 @@ class ConvVAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
         if z.device.type == "cuda" and not torch.is_grad_enabled():  # pragma: no cover-cuda
-            return phases.logits(self.linear2, self.deconv1, self.deconv2, self.conv3, z)
+            h = z.to(self.linear2.weight.dtype)
+            return phases.logits(self.linear2, self.deconv1, self.deconv2, self.conv3, h).to(z.dtype)
         h = F.relu_(self.linear2(z.to(self.linear2.weight.dtype)))  # (B, 3136)
         h = h.view(-1, 64, 7, 7)  # (B, 64, 7, 7)
         h = F.relu_(deconvolve(self.deconv1, h))  # (B, 64, 15, 15)

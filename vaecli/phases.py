@@ -95,12 +95,13 @@ class Windows:
         in_units(self._bordered[:, 1:-1, 1:-1]).copy_(in_units(h))
         windows = in_units(self._bordered).unfold(1, self._size, self._stride).unfold(2, self._size, self._stride)
         rows = self.rows[:, : self._columns]
-        in_units(rows).view(*self.shape, self._size, self._size, -1).copy_(windows.permute(0, 1, 2, 4, 5, 3))
+        windows = windows.permute(0, 1, 2, 4, 5, 3)  # (B, H', W', size, size, units of C)
+        in_units(rows).view(windows.shape).copy_(windows)
         return rows
 
 
 def relu_product(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU of a linear layer: (N, C), (O, C), (O,) -> (N, O)."""
+    """ReLU of a linear layer: (N, C), (O, C), (O,) -> (N, O). Whether a NaN gets through is the library's choice."""
     return torch._addmm_activation(bias, h, weight.t())
 
 

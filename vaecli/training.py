@@ -56,24 +56,24 @@ class Trainer:
         epoch: int,
         seed: int,
         *,
+        steps: int | None = None,
         log_interval: int = 0,
         on_step: Callable[[int, float | None], None] = lambda images, loss: None,
     ) -> Losses:
-        """One pass over the images, in this epoch's own order and with its own noise.
+        """One pass over the images, in this epoch's own order and with its own noise, or its first `steps`.
 
         `on_step` hears how many images a step took and, every `log_interval` steps, the batch's loss.
         Returns the running means of the epoch. Raises DivergedError if a loss is not finite.
         """
         count = len(self.images)
         order, eps = self._draw(epoch, seed)
-        seen = torch.empty(2, count, device=self.device)  # read at each log interval and at the end only
         if self._on_cuda and not self._by_hand and count >= self.batch_size:  # pragma: no cover-cuda
             self._by_hand = _Graph(self)
-        if self._by_hand:
-            seen = self._by_hand.begin(order, eps)
+        # The terms (2, N), read at each log interval and at the end only.
+        seen = self._by_hand.begin(order, eps) if self._by_hand else torch.empty(2, count, device=self.device)
         self.model.train()
         starts = range(0, count, self.batch_size)
-        for step, start in enumerate(starts, 1):
+        for step, start in enumerate(starts[:steps], 1):
             batch = slice(start, min(start + self.batch_size, count))
             self._follow_schedule(epoch - 1 + (step - 1) / len(starts))
             if self._by_hand and start + self.batch_size <= count:
@@ -86,6 +86,7 @@ class Trainer:
                 self._check_finite(seen[:, : batch.stop], epoch)
             else:
                 on_step(size, None)
+        seen = seen[:, : batch.stop]
         self._check_finite(seen, epoch)
         return Losses.mean_of(Terms(*seen))
 
@@ -154,13 +155,13 @@ class Adam(torch.optim.Adam):
                 self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
     @torch.no_grad()
-    def count(self) -> None:
-        """Begin the next step."""
+    def begin_step(self) -> None:
+        """Count the next step, whose parts are `step_of`."""
         torch._foreach_add_([state["step"] for state in self.state.values()], 1)
 
     @torch.no_grad()
     def step_of(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """The step of some parameters with these gradients, in pieces, after `prepare` and `count`."""
+        """The step of some parameters with these gradients, in pieces, after `prepare` and `begin_step`."""
         (group,) = self.param_groups
         states = [self.state[parameter] for parameter in gradients]
         weights = pieces(gradients.keys())
@@ -195,9 +196,9 @@ class _Steps:
         self._images = torch.zeros(count + size, 28, 28, dtype=torch.uint8, device=device)
         self._eps = torch.zeros(count + size, self._model.z_dim, device=device)
         self._seen = torch.zeros(2, count, device=device)
-        self._first = torch.arange(size, device=device)  # the rows of the first batch
+        self._first = torch.arange(size, device=device)  # the first batch's rows (B,)
         self._rows, self._number = self._first.clone(), torch.zeros((), dtype=torch.int64, device=device)
-        self._numbers = torch.arange(count // size, device=device)
+        self._numbers = torch.arange(count // size, device=device)  # of all batches (N // B,)
         self._optimizer.prepare()
         self._compute = GradientsByHand(self._model, size, torch.bfloat16 if trainer.bf16 else torch.float32)
 
@@ -211,7 +212,7 @@ class _Steps:
     def step(self) -> None:
         """The step of Adam on the next batch."""
         with self._compute.meanwhile():
-            self._optimizer.count()
+            self._optimizer.begin_step()
         self._compute(self._kl_weight, update=self._update, read_next=self._read_next)
 
     def _rewind(self) -> None:
@@ -242,6 +243,8 @@ class _Steps:
 
 class _Graph(_Steps):  # pragma: no cover-cuda
     """The same as a CUDA graph: recorded once, replayed with one launch for all kernels.
+
+    It has the addresses of weights and moments, so no state may be loaded that replaces them.
 
     https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
     """

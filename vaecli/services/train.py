@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import shlex
 import time
@@ -189,11 +190,10 @@ class _Run:
 
     def try_one_batch(self) -> None:
         """One training step and one block of the test pass, then say that it works."""
-        size = min(self.settings.batch_size, len(self.train_images))
-        self.observer.begin("dry run", size)
+        self.observer.begin("dry run", min(self.settings.batch_size, len(self.train_images)))
         began = time.perf_counter()
-        self.trainer.step(self.train_images[:size], torch.zeros(size, self.settings.z_dim, device=self.device))
-        engine.evaluate(self.model, self.test_images[:1000], seed=self.settings.seed, device=self.device)
+        self.trainer.epoch(1, self.settings.seed, steps=1)
+        engine.evaluate(self.model, self.test_images[: engine.GPU_CHUNK], seed=self.settings.seed, device=self.device)
         seconds = time.perf_counter() - began
         self.observer.note(f"Dry run: a training step and a block of the test pass took {seconds:.1f} s. All is well.")
 
@@ -236,8 +236,8 @@ class _Run:
     def _require_finite(self, epoch: int) -> None:
         """A large gradient's square can overflow while the loss does not; no state with it could be read again."""
         moments = (value for state in self.trainer.optimizer.state.values() for value in state.values())
-        values = [value.detach().flatten() for value in (*self.model.parameters(), *moments)]
-        if not torch.cat(values).isfinite().all():  # at once: each kernel and each reading costs time on a GPU
+        largest = torch.nn.utils.get_total_norm([*self.model.parameters(), *moments], math.inf)
+        if not largest.isfinite():  # of all at once: each kernel and each reading costs time on a GPU
             raise DivergedError(f"Adam's moments are not finite after epoch {epoch}")
 
     def _commit(self, epoch: int) -> None:
