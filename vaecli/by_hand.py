@@ -64,7 +64,7 @@ class GradientsByHand:
         self._image, self._windows0 = zeros(batch_size, 30, 30), zeros(batch_size, 14, 14, 16)
         self._windows0[..., 9] = 1  # ones, whose product with a gradient is that of the bias; the others have them, too
         self._eps = torch.empty(batch_size, model.z_dim, dtype=self._wide, device=self._device)
-        self._windows1 = Windows(batch_size, (14, 14, 32), 3, 2, like=self._x.to(dtype), more=8)
+        self._windows1 = Windows(batch_size, (14, 14, 32), 3, 2, like=self._image, more=8)
         self._windows1.rows[:, 288:] = 1
         self._windows3, self._windows4 = (
             Windows(batch_size, (size, size, 64), 2, like=self._image, more=8) for size in (7, 15)
@@ -126,8 +126,7 @@ class GradientsByHand:
             heads = heads.view(-1, 64, 49).permute(2, 1, 0).reshape(3136, -1)  # (H*W*C, 2Z)
             codes = torch.cat([w["linear1mean.bias"], w["linear1logvar.bias"] / 2]).repeat(1, count)
         with self.meanwhile():
-            linear2 = w["linear2.weight"].view(64, 49, -1).transpose(0, 1).reshape(3136, -1)  # (H*W*C, Z)
-            linear2_bias = w["linear2.bias"].view(64, 49).t().flatten()
+            linear2, linear2_bias = phases.to_map3(w["linear2.weight"], w["linear2.bias"])
         h1 = relu_product(self._windows0[..., :9].flatten(0, 2), w["conv1.weight"].view(32, 9), w["conv1.bias"])
         windows1 = self._windows1.of(h1.view(count, 14, 14, 32))
         h2 = relu_product(windows1, in_rows(w["conv2.weight"]), w["conv2.bias"])  # (B*7*7, 64)

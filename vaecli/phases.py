@@ -62,9 +62,8 @@ def logits(
         conv3.weight[0].flatten(1),
         conv3.bias,
     )
-    linear2_weight = linear2.weight.view(64, 49, -1).transpose(0, 1).flatten(0, 1)  # (H * W * C, Z)
-    linear2_bias = linear2.bias.view(64, 49).t().flatten()
-    map3 = (z @ linear2_weight.t()).add_(linear2_bias).relu_().view(-1, 7, 7, 64)
+    weight, bias = to_map3(linear2.weight, linear2.bias)
+    map3 = (z @ weight.t()).add_(bias).relu_().view(-1, 7, 7, 64)
     windows3, windows4 = (Windows(len(z), (size, size, 64), 2, like=map3) for size in (7, 15))
     return decode(map3, weights, windows3, windows4).logits.unsqueeze(1)
 
@@ -103,6 +102,11 @@ class Windows:
 def relu_product(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """ReLU of a linear layer: (N, C), (O, C), (O,) -> (N, O). Whether a NaN gets through is the library's choice."""
     return torch._addmm_activation(bias, h, weight.t())
+
+
+def to_map3(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """linear2's (3136, Z) and (3136,), of pixels in the order (C, H, W), for the order (H, W, C); copies."""
+    return weight.view(64, 49, -1).transpose(0, 1).reshape(3136, -1), bias.view(64, 49).t().flatten()
 
 
 def in_rows(weight: Tensor) -> Tensor:

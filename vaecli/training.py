@@ -183,7 +183,7 @@ class Adam(torch.optim.Adam):
 
 
 class _Steps:
-    """The steps of an epoch's full batches, by hand, which the GPU takes without the CPU.
+    """The steps of an epoch's full batches, by hand, with nothing that a GPU would wait for between them.
 
     They read the batches from memory of their own, each during the step before, and leave the terms there.
     """
@@ -196,9 +196,8 @@ class _Steps:
         self._images = torch.zeros(count + size, 28, 28, dtype=torch.uint8, device=device)
         self._eps = torch.zeros(count + size, self._model.z_dim, device=device)
         self._seen = torch.zeros(2, count, device=device)
-        self._first = torch.arange(size, device=device)  # the first batch's rows (B,)
-        self._rows, self._number = self._first.clone(), torch.zeros((), dtype=torch.int64, device=device)
-        self._numbers = torch.arange(count // size, device=device)  # of all batches (N // B,)
+        self._rows = torch.arange(size, device=device)  # of this batch (B,)
+        self._starts = torch.arange(0, count - size + 1, size, device=device)  # the first row of each batch (N // B,)
         self._optimizer.prepare()
         self._compute = GradientsByHand(self._model, size, torch.bfloat16 if trainer.bf16 else torch.float32)
 
@@ -216,8 +215,7 @@ class _Steps:
         self._compute(self._kl_weight, update=self._update, read_next=self._read_next)
 
     def _rewind(self) -> None:
-        self._rows.copy_(self._first)
-        self._number.zero_()
+        torch.arange(len(self._rows), out=self._rows)
         self._read()
 
     def _read(self) -> None:
@@ -225,10 +223,9 @@ class _Steps:
 
     def _read_next(self, terms: Tensor) -> None:
         # By comparing: writing at an index, torch would sort these first, to be deterministic.
-        batches, size = len(self._numbers), len(self._rows)
+        batches, size = len(self._starts), len(self._rows)
         full = self._seen[:, : batches * size].view(2, batches, size)
-        torch.where((self._numbers == self._number)[:, None], terms[:, None], full, out=full)
-        self._number += 1
+        torch.where((self._starts == self._rows[0])[:, None], terms[:, None], full, out=full)
         self._rows += size
         self._read()
 
