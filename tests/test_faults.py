@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_line, process
-from faults import NOBODY, SIGNALS, Command, Conditions, start, wait_for
+from faults import SIGNALS, Command, Conditions, start, wait_for
 from test_idx import idx_bytes
 
 from vaecli import checkpoint, data, engine
@@ -266,25 +265,16 @@ def test_a_disk_that_fills_up_loses_nothing(small_disk: Path, tmp_path: Path, re
     assert (folder / f"check{EPOCHS}.safetensors").read_bytes() == reference.check(EPOCHS)
 
 
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that another user can reach: pytest's own are private."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o777)
-        yield Path(name)
-
-
-def test_a_folder_that_cannot_be_written(open_folder: Path, reference: Reference) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path, reference: Reference) -> None:
     """Before a training, and from its first epoch on. What is in it can still be used."""
-    user = Conditions(user=NOBODY if os.geteuid() == 0 else None)
-    folder, log = open_folder / "run", open_folder / "log"
-    shutil.copytree(reference.args[2], open_folder / "digits")
-    args: list[object] = ["train", "-d", open_folder / "digits", *reference.args[3:], "-o", folder]
-    (open_folder / "closed").mkdir(mode=0o555)
-    fails(log, [*args, "-o", open_folder / "closed/run"], "closed/run as a run folder: Permission denied", user)
-    fails(log, [*args, "-o", open_folder / "closed"], "closed/config.json: Permission denied", user)
+    powerless = Conditions(powerless=True)
+    folder, log = tmp_path / "run", tmp_path / "log"
+    args: list[object] = [*reference.args, "-o", folder]
+    (tmp_path / "closed").mkdir(mode=0o555)
+    fails(log, [*args, "-o", tmp_path / "closed/run"], "closed/run as a run folder: Permission denied", powerless)
+    fails(log, [*args, "-o", tmp_path / "closed"], "closed/config.json: Permission denied", powerless)
 
-    command = start(log, *args, "-e", 20000, given=user)
+    command = start(log, *args, "-e", 20000, given=powerless)
     wait_for((folder / "state.safetensors").exists, "epoch")
     folder.chmod(0o555)
     code, out, err = command.end()
@@ -293,10 +283,14 @@ def test_a_folder_that_cannot_be_written(open_folder: Path, reference: Reference
     epoch = checkpoint.read_state_metadata(str(folder / "state.safetensors")).epoch
     folder.chmod(0o755)
     answer = f"{folder}/check{epoch + 1}.safetensors\n"
-    assert start(log, *args, "--resume", "-e", epoch + 1, given=user).end() == (0, answer, "")
+    assert start(log, *args, "--resume", "-e", epoch + 1, given=powerless).end() == (0, answer, "")
     folder.chmod(0o555)
-    assert start(log, *args, "--resume", "-e", epoch + 1, given=user).end() == (0, answer, "")  # finished: only read
-    assert start(log, "test", folder, "-q", given=user).end()[0] == 0
+    assert start(log, *args, "--resume", "-e", epoch + 1, given=powerless).end() == (
+        0,
+        answer,
+        "",
+    )  # finished: only read
+    assert start(log, "test", folder, "-q", given=powerless).end()[0] == 0
     folder.chmod(0o755)
 
 
