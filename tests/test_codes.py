@@ -151,6 +151,8 @@ def test_columns_are_found_by_name() -> None:
         (b'{"z_0": 1, "z_1": 2}\n{"z_0": 1, "z_1": 2, "z_2": 3}\n', "line 2 has other columns"),
         (b'{"z_0": 1, "z_1": 2}\n[1, 2]\n', "line 2 is no JSON object"),
         (b'{"z_0": 1, "z_1": 2\n', "line 1 is damaged"),
+        (b"\n  \nz_0,z_1\n1,2\n3\n", "line 5 has 1 values"),
+        (b'\n\n{"z_0": 1, "z_1": 2}\n\n[1, 2]\n', "line 5 is no JSON object"),
     ],
 )
 def test_what_is_no_table_of_codes_is_refused(content: bytes, words: str) -> None:

@@ -1,8 +1,11 @@
 """Files are written whole or not at all, and read only when they are what they should be."""
 
 import contextlib
+import errno
+import io
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +83,37 @@ def test_mode_is_that_of_a_plain_open(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o600
 
 
+def test_a_share_that_refuses_modes_takes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    for content in (b"first", b"second"):
+        write_whole(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_opened_takes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: object, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refused)
+    write_whole(tmp_path / "file", b"there")
+    assert (tmp_path / "file").read_bytes() == b"there"
+
+
+def test_what_killed_commands_left_goes_after_a_day(tmp_path: Path) -> None:
+    hour = 3600
+    for name, age in ((".vae-old.tmp", 25), (".vae-busy.tmp", 23), ("other", 1000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000.png").touch()
+        os.utime(tmp_path / name, times=(time.time() - age * hour,) * 2)
+    (tmp_path / ".vae-link").symlink_to("other")
+    os.utime(tmp_path / ".vae-link", times=(0, 0), follow_symlinks=False)
+    assert fill(tmp_path, "", "a") == {"a", ".vae-busy.tmp", "other", ".vae-link"}
+    assert (tmp_path / "other/00000.png").exists()
+
+
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
@@ -105,11 +139,12 @@ def test_an_output_makes_its_folders_or_takes_a_stream(tmp_path: Path) -> None:
     with open_output(str(tmp_path / "a/b/file")) as stream:
         stream.write(b"bytes")
     assert (tmp_path / "a/b/file").read_bytes() == b"bytes"
-    with (
-        pytest.raises(VaeError, match="standard output"),
-        open("/dev/full", "wb", buffering=0) as full,
-        open_output(full) as stream,
-    ):
+
+    class Full(io.BytesIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(VaeError, match="standard output: No space left"), open_output(Full()) as stream:
         stream.write(b"bytes")
 
 

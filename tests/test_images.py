@@ -6,11 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vaecli import data
 from vaecli.errors import DataError
-from vaecli.images import conversion_note, fit, fit_all, list_images, read_image, read_images
+from vaecli.images import (
+    MAX_SCANS,
+    Pixels,
+    conversion_note,
+    fit,
+    fit_all,
+    inverted,
+    list_images,
+    read_image,
+    read_images,
+)
 
 
 def test_28x28_grey_is_left_alone(tmp_path: Path, digits: data.Split) -> None:
@@ -50,16 +60,60 @@ def test_padding_takes_the_borders_median() -> None:
     assert pixels[14, 14] < 60
 
 
-def test_exif_turns_the_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_picture(orientation: int, tmp_path: Path) -> None:
     image = Image.new("L", (28, 28), 0)
-    image.paste(255, (0, 0, 28, 7))  # a bar on top
+    image.paste(255, (0, 0, 28, 7))  # a bar on top, brighter on its left
+    image.paste(100, (14, 0, 28, 7))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise: the bar goes to the right
+    exif[0x0112] = orientation
     image.save(tmp_path / "turned.png", exif=exif)
     pixels, converted = read_image(str(tmp_path / "turned.png"))
+    assert converted == (orientation > 1)
+    np.testing.assert_array_equal(pixels, ImageOps.exif_transpose(Image.open(tmp_path / "turned.png")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("size", [(3000, 2100), (2100, 3001)])
+def test_a_large_picture_is_what_it_would_be_in_one_go(size: tuple[int, int], suffix: str, tmp_path: Path) -> None:
+    image = Image.linear_gradient("L").resize(size)
+    ImageDraw.Draw(image).ellipse((200, 300, 1500, 900), fill=255)
+    image.convert("RGB").save(tmp_path / f"large.{suffix}")
+    square = Image.new("L", (max(size),) * 2, int(np.median(border_of(np.asarray(image)))))
+    square.paste(image, ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2))
+    wanted = np.asarray(square.resize((28, 28), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(read_image(str(tmp_path / f"large.{suffix}"))[0] - wanted).max() <= 4
+
+
+def border_of(pixels: Pixels) -> Pixels:
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
+def test_what_lies_behind_a_jpeg_does_not_count(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").save(buffer, "jpeg", progressive=True, exif=b"Exif\0\0" + b"\xff\xda" * 100)
+    film = b"\0\2" + b"\xff\xda\0\2" * (MAX_SCANS + 1)  # telephones append one, in whose bytes anything may stand
+    (tmp_path / "still.jpg").write_bytes(buffer.getvalue())
+    (tmp_path / "motion.jpg").write_bytes(buffer.getvalue() + film)
+    pixels, _ = read_image(str(tmp_path / "motion.jpg"))
+    np.testing.assert_array_equal(pixels, read_image(str(tmp_path / "still.jpg"))[0])
+
+
+@pytest.mark.parametrize("most", [65535, 1023])
+def test_netpbm_of_16_bits_is_read(most: int, tmp_path: Path) -> None:
+    ramp = np.arange(0, 28 * 28).reshape(28, 28) / (28 * 28 - 1)
+    (tmp_path / "deep.pgm").write_bytes(f"P5 28 28 {most}\n".encode() + np.rint(ramp * most).astype(">u2").tobytes())
+    pixels, converted = read_image(str(tmp_path / "deep.pgm"))
     assert converted
-    assert pixels[:, 21:].min() == 255
-    assert pixels[:, :21].max() == 0
+    assert np.abs(pixels - ramp * 255).max() <= 1
+
+
+def test_inversion_leaves_a_dark_ground_and_blackens_a_tinted_bright_one() -> None:
+    dark, bright = np.full((28, 28), 100, np.uint8), np.full((28, 28), 200, np.uint8)
+    dark[10:18, 10:18], bright[10:18, 10:18] = 0, 0
+    of_dark, of_bright = inverted(np.stack([dark, bright]))
+    assert (of_dark[0, 0], of_dark[14, 14]) == (155, 255)
+    assert (of_bright[0, 0], of_bright[14, 14]) == (0, 255)
 
 
 def test_scaling_is_antialiased() -> None:

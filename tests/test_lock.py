@@ -51,9 +51,10 @@ def test_a_lock_that_was_taken_away_is_noticed_and_the_next_ones_left_alone(tmp_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL])
+def test_a_file_system_without_locks_is_said(answer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(descriptor: int, *, blocking: bool) -> bool:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(answer, os.strerror(answer))
 
     monkeypatch.setattr(filelock, "lock_descriptor", unsupported)
     heard: list[str] = []

@@ -143,6 +143,22 @@ def test_neighbours_vote_and_the_nearer_ones_break_ties() -> None:
         assert knn_accuracy(codes, labels, queries, answers + 1, neighbours) == 0
 
 
+def test_a_vote_counts_more_than_all_nearness() -> None:
+    codes, labels = torch.arange(5.0)[:, None], torch.tensor([0, 0, 1, 1, 1])
+    assert knn_accuracy(codes, labels, torch.tensor([[-1.0]]), torch.tensor([1]), 5) == 1
+
+
+def test_a_posterior_too_sure_of_itself_misleads_no_bound() -> None:
+    """z ~ N(0, 1), x ~ N(z, 0.05), x = 2; q(z|x) is two deviations off the true posterior and a quarter as wide."""
+    x, deviation = torch.tensor(2.0), 0.05
+    q = Gaussian(torch.full((2000, 1), 1.9), torch.full((2000, 1), 2 * math.log(deviation / 4)))
+    bound = importance_bound(
+        q, lambda z: log_prob(Normal(z[:, 0].double(), deviation), x), lambda draw: torch.randn(2000, 1), 200
+    )
+    exact = float(log_prob(Normal(0.0, math.hypot(1, deviation)), x))
+    assert float(bound.mean()) == pytest.approx(exact, abs=0.1)
+
+
 def test_what_is_not_asked_for_is_absent(ckpt: str, invoke: Invoke) -> None:
     plain = json.loads(invoke("test", ckpt, "--json").stdout)
     assert not {"log_likelihood", "log_likelihood_se", "importance_samples", "knn", "knn_accuracy"} & plain.keys()

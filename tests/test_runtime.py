@@ -68,6 +68,8 @@ def test_out_of_memory_is_an_expected_error() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 EiB")
     with pytest.raises(VaeError, match="Out of memory"), memory_errors(CPU):
         bytearray(1 << 62)
+    with pytest.raises(VaeError, match="Out of memory"), memory_errors(torch.device("mps")):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB, max allowed: 9.07 GiB)")
 
 
 def test_other_errors_pass() -> None:

@@ -190,6 +190,8 @@ def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None
     named = data.Split(digits.images, digits.labels, ("Zero", "One", "1"))
     assert torch.equal(named.only("one", "x").images, named.only("1", "x").images) is False  # a name wins
     assert torch.equal(named.only("ZERO", "x").images, named.only("0", "x").images)
+    cases = data.Split(digits.images, digits.labels, ("A", "a"))
+    assert torch.equal(cases.only("a", "x").images, cases.only("1", "x").images)
     with pytest.raises(DataError, match="no labels"):
         data.Split(digits.images, None, ()).only("1", "x")
 

@@ -347,6 +347,17 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         sources._run("what", ["-c", script], tmp_path, time.monotonic() + 60, print)
 
 
+def test_a_child_that_never_ends_is_ended(tmp_path: Path) -> None:
+    script = """
+import time
+for count in range(300):
+    print("more", flush=True)
+    time.sleep(0.2)
+"""
+    with pytest.raises(DataError, match="what: no answer from the network"):
+        sources._run("what", ["-c", script], tmp_path, time.monotonic() + 2, print)
+
+
 def test_a_child_does_not_import_from_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "decoy.py").touch()
     (tmp_path / "work").mkdir()

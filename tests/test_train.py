@@ -305,6 +305,15 @@ def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path:
         run(folder, 3, resume=True, typed={"epochs"})
 
 
+def test_a_folder_called_as_a_named_set_is_another_set(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": "kmnist"}))
+    Path("kmnist").mkdir()
+    with pytest.raises(UsageError, match=r"--dataset \./kmnist is not the run's \(kmnist\)"):
+        run(folder, 3, resume=True, typed={"dataset"}, settings={"dataset": "./kmnist"})
+
+
 def test_a_run_that_lost_its_state_is_not_silently_begun_again(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     (folder / "state.safetensors").unlink()

@@ -24,6 +24,7 @@ from vaecli.errors import DataError
 from vaecli.files import parse_json, reason
 
 Format = Literal["csv", "jsonl", "npz", "safetensors"]
+Key = Literal["index", "path"]  # what a table calls its images by
 
 NO_LABEL = -1  # in arrays, which cannot leave a label empty
 MAX_LINE = 2**24  # characters; the widest model's take a quarter of it
@@ -50,7 +51,7 @@ class Codes:
 
 
 def write_codes(
-    stream: BinaryIO, form: Format, blocks: Iterator[Codes], key: Literal["index", "path"], class_names: tuple[str, ...]
+    stream: BinaryIO, form: Format, blocks: Iterator[Codes], key: Key, class_names: tuple[str, ...]
 ) -> None:
     """Write blocks of codes as one table whose first column is `key`.
 
@@ -76,7 +77,7 @@ def _numbers(block: Codes) -> list[list[float]]:
     return rows
 
 
-def _write_csv(stream: BinaryIO, blocks: Iterator[Codes], key: str) -> None:
+def _write_csv(stream: BinaryIO, blocks: Iterator[Codes], key: Key) -> None:
     for number, block in enumerate(blocks):
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -87,7 +88,7 @@ def _write_csv(stream: BinaryIO, blocks: Iterator[Codes], key: str) -> None:
         stream.write(text.getvalue().encode(errors="surrogateescape"))
 
 
-def _write_jsonl(stream: BinaryIO, blocks: Iterator[Codes], key: str) -> None:
+def _write_jsonl(stream: BinaryIO, blocks: Iterator[Codes], key: Key) -> None:
     for block in blocks:
         columns = _columns(block)
         for name, label, row in zip(block.keys, block.labels, _numbers(block), strict=True):
@@ -96,7 +97,7 @@ def _write_jsonl(stream: BinaryIO, blocks: Iterator[Codes], key: str) -> None:
             stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
 
-def _write_arrays(stream: BinaryIO, form: Format, blocks: list[Codes], key: str, class_names: tuple[str, ...]) -> None:
+def _write_arrays(stream: BinaryIO, form: Format, blocks: list[Codes], key: Key, class_names: tuple[str, ...]) -> None:
     keys: list[Any] = [name for block in blocks for name in block.keys]
     labels = [NO_LABEL if label is None else label for block in blocks for label in block.labels]
     arrays: dict[str, Any] = {
@@ -129,8 +130,8 @@ def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Generator[
     text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
     try:
         lines = _lines(text, name)
-        first = next((line for line in lines if line.strip()), "")
-        lines = itertools.chain([first], lines)
+        blank, first = next(((blank, line) for blank, line in enumerate(lines) if line.strip()), (0, ""))
+        lines = itertools.chain(itertools.repeat("\n", blank), [first], lines)  # the lines' numbers stay
         found = _jsonl_rows(lines, name, z_dim) if first.startswith("{") else _csv_rows(lines, name, z_dim)
         empty = True
         while block := list(itertools.islice(found, rows)):
@@ -154,7 +155,7 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
 
 def _csv_rows(lines: Iterator[str], name: str, z_dim: int) -> Iterator[list[float]]:
     table = csv.reader(lines)
-    header = next(table, [])
+    header = next((row for row in table if row), [])
     places = _places(header, name, z_dim) if any(header) else []
     for row in table:
         if row:  # an empty line is none

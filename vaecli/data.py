@@ -51,9 +51,10 @@ class Split:
         """The images of one class, given by its name in any case, or its number. Raises DataError if there are none."""
         if self.labels is None:
             raise DataError(f"The images of {where} have no labels to choose by. Leave out --like.")
-        names = [name.casefold() for name in self.class_names]
         number = int(label) if label.isascii() and label.isdigit() and len(label) < 10 else -1
-        wanted = names.index(label.casefold()) if label.casefold() in names else number
+        named = [place for place, name in enumerate(self.class_names) if name.casefold() == label.casefold()]
+        named.sort(key=lambda place: self.class_names[place] != label)  # `a` may be a class beside `A`
+        wanted = [*named, number][0]
         rows = torch.nonzero(self.labels == wanted).flatten()
         if not len(rows):
             known = ", ".join(self.class_names[:30])

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ Record = TypeVar("Record")
 
 # What a write that was killed leaves behind; the group begins with the target's name.
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
+# Folders in which commands make several files, and the seconds untouched after which one was left by a killed command.
+WORK_PREFIX, ABANDONED = ".vae-", 86_400
 
 
 def reason(error: OSError) -> str:
@@ -31,7 +34,7 @@ def reason(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def _making(folder: Path) -> Iterator[None]:
+def making(folder: Path) -> Iterator[None]:
     """The folder, made if it is missing; what was made and is empty after the block is removed again."""
     made = list(itertools.takewhile(lambda part: not part.exists(), (folder, *folder.parents)))
     try:
@@ -67,10 +70,10 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
         target = Path(os.path.realpath(path))
         # 50 characters are at most 200 bytes, and a name may have 255.
         temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
-        with _making(target.parent) if parents else contextlib.nullcontext():
+        with making(target.parent) if parents else contextlib.nullcontext():
             try:
                 with open(temporary, "xb") as stream:
-                    if mode is not None:
+                    if mode is not None and os.fstat(stream.fileno()).st_mode != mode:  # some shares refuse chmod
                         os.fchmod(stream.fileno(), stat.S_IMODE(mode))
                     yield stream
                     stream.flush()
@@ -123,7 +126,7 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
     taken by another's file.
     """
     target = Path(os.path.realpath(folder))
-    work = target / f".vae-{secrets.token_hex(8)}.tmp"
+    work = target / f"{WORK_PREFIX}{secrets.token_hex(8)}.tmp"
     names: list[str] = []
 
     def put(name: str, data: bytes) -> None:
@@ -133,8 +136,9 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
         (work / name).write_bytes(data)
 
     try:
-        with _making(target):
+        with making(target):
             try:
+                remove_abandoned(target)
                 work.mkdir()
                 yield put
                 earlier = {name for name in os.listdir(target) if is_ours(str(target / name))}
@@ -155,18 +159,26 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Some file systems cannot sync a folder; the file itself is safe all the same.
+def remove_abandoned(folder: Path) -> None:
+    """Remove the work folders that commands, killed a day ago or earlier, left in `folder`."""
+    for work in folder.glob(f"{WORK_PREFIX}*"):
         with contextlib.suppress(OSError):
+            if time.time() - work.lstat().st_mtime > ABANDONED:
+                shutil.rmtree(work)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Some file systems cannot sync a folder, and some folders cannot be read; the file is there all the same.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
-def open_regular(path: str | os.PathLike[str], error: type[VaeError] = VaeError) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular(path: str | os.PathLike[str], error: type[VaeError]) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file (links followed), open for reading, and its size in bytes.
 
     Raises `error` for anything else, and for what fails in the block. What is judged is what is
@@ -196,11 +208,11 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def read_regular(path: str | os.PathLike[str], limit: int, error: type[VaeError] = VaeError) -> bytes:
-    """The bytes of a regular file (see `open_regular`) of at most `limit` bytes. Raises `error`."""
-    with open_regular(path, error) as (stream, size):
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of a regular file (see `open_regular`) of at most `limit` bytes. Raises VaeError."""
+    with open_regular(path, VaeError) as (stream, size):
         if size > limit:
-            raise error(f"{os.fspath(path)} has {size:,} bytes, more than {limit:,}. Use a smaller file.")
+            raise VaeError(f"{os.fspath(path)} has {size:,} bytes, more than {limit:,}. Use a smaller file.")
         return stream.read(size)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ _COSTS = {"WEBP": 2, "bmp_rle": 20, "ppm_plain": 20, "JPEG": 0.5, "MPO": 0.5, "j
 MAX_SIDE = 2**16
 MAX_DEPTH = 100  # of folders in one another
 MAX_SCANS = 40  # of a progressive JPEG, which has ten or so; one of 60 bytes can pass over all pixels
+# Of a JPEG: those that begin a segment, whose length follows, and the end.
+_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+_END, _SCAN = b"\xd9", b"\xda"
 _LARGE = 1024  # pixels; a picture of twice that is first averaged down
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
@@ -98,6 +102,8 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
             image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at half its size
             with _libtiff_silenced() if image.format == "TIFF" else contextlib.nullcontext():
                 image.load()
+            if image.format == "PPM" and image.mode == "I":  # 16 bits, which Pillow has scaled to 0 to 65535
+                return fit(image.convert("I;16")), True
             turn = _turn(image)
             if turn is None and image.mode == "L" and image.size == (SIDE, SIDE) and not image.has_transparency_data:
                 return np.asarray(image), False
@@ -113,10 +119,15 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
 
 
 def _scans(jpeg: BinaryIO) -> int:
+    """The scans of a JPEG up to its end, behind which telephones keep a film or further pictures."""
     place = jpeg.tell()
     jpeg.seek(0)
-    count = jpeg.read().count(b"\xff\xda")
+    content = jpeg.read()
     jpeg.seek(place)
+    count, at = 0, 0
+    while (marker := _MARKER.search(content, at)) and marker[1] != _END:
+        count += marker[1] == _SCAN
+        at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
     return count
 
 

@@ -99,7 +99,7 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     except MemoryError as error:
         raise VaeError("Out of memory. Free some, or use a smaller --batch-size.") from error
     except RuntimeError as error:
-        # torch's CPU allocator raises a plain RuntimeError.
-        if "DefaultCPUAllocator" not in str(error):
+        # These of torch's allocators raise a plain RuntimeError.
+        if not any(words in str(error) for words in ("DefaultCPUAllocator", "MPS backend out of memory")):
             raise
         raise VaeError("Out of memory. Free some, or use a smaller --batch-size.") from error

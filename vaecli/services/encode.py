@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaecli import data, engine
-from vaecli.codes import Codes, Format, write_codes
+from vaecli.codes import Codes, Format, Key, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output
 from vaecli.idx import IdxFile, is_idx
@@ -30,18 +29,11 @@ from vaecli.images import (
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, find_split, open_checkpoint, read_paths
-from vaecli.services.outputs import guard_output
+from vaecli.services.outputs import Written, guard_output
 from vaecli.sources import image_roots
 
 # Images and what the table says of them: (uint8 images (B, 28, 28), keys, labels).
 _Block = tuple[Tensor, list[int] | list[str], list[int | None]]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Where the table went."""
-
-    output: str
 
 
 def encode(
@@ -58,7 +50,7 @@ def encode(
     data_dir: str | None = None,
     device: str = "auto",
     observer: Observer | None = None,
-) -> Encoded:
+) -> Written:
     """Write the posterior's mean and log-variance of every image, and with `sample` one draw of z.
 
     Without `inputs` the images are those of a split, with its labels. Inputs are image files and
@@ -74,9 +66,10 @@ def encode(
     paths = [path for each in inputs for path in ([each] if isinstance(each, str) else read_paths(each))]
     streams = [each for each in inputs if not isinstance(each, str)]
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset, *streams, *paths)
+    key: Key = "index"
     if not paths:
         found = find_split(opened, dataset, split, data_dir, observer)
-        key, names, count, blocks = "index", found.class_names, len(found.images), _split_blocks(found)
+        names, count, blocks = found.class_names, len(found.images), _split_blocks(found)
     else:
         names = opened.metadata.class_names
         key, count, blocks = _input_blocks(paths, names, observer.note)
@@ -87,8 +80,8 @@ def encode(
     observer.begin("encode", count)
     with memory_errors(opened.device), open_output(output) as stream:
         coded = _coded(opened, blocks, opened.seed(seed) if sample else None, observer)
-        write_codes(stream, form, coded, "path" if key == "path" else "index", names)
-    return Encoded(output if isinstance(output, str) else "-")
+        write_codes(stream, form, coded, key, names)
+    return Written.to(output)
 
 
 def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer: Observer) -> Iterator[Codes]:
@@ -129,7 +122,7 @@ def _split_blocks(split: data.Split) -> Iterator[_Block]:
 
 def _input_blocks(
     inputs: Sequence[str], class_names: Sequence[str], note: Callable[[str], None]
-) -> tuple[str, int, Iterator[_Block]]:
+) -> tuple[Key, int, Iterator[_Block]]:
     """The key column's name, the number of images, and the blocks. Raises DataError."""
     idx = [path for path in inputs if is_idx(path)]
     if idx and len(idx) < len(inputs):

@@ -1,8 +1,9 @@
-"""What every command that writes a file asks first: would it replace something that is no derived file?"""
+"""What every command that writes a file asks first, whether it would replace what is no derived file, and answers."""
 
 import contextlib
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +12,18 @@ from vaecli.idx import is_idx
 from vaecli.images import SUFFIXES
 from vaecli.run import CONFIG, is_run_file
 from vaecli.sources import image_roots
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a table or figure went: the path as it was typed, or `-`."""
+
+    output: str
+
+    @classmethod
+    def to(cls, output: str | BinaryIO) -> "Written":
+        """The result of a command that wrote there."""
+        return cls(output if isinstance(output, str) else "-")
 
 
 def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:

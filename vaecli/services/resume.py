@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vaecli import checkpoint, engine
+from vaecli.catalog import NAMED
 from vaecli.data import is_missing
 from vaecli.errors import CheckpointError, UsageError, VaeError
 from vaecli.metrics import EpochRecord
@@ -39,7 +40,8 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
         if name == "precision" and chosen == "auto":
             device = settings.device if "device" in typed else saved.device
             chosen = choose_precision(chosen, choose_device(device))
-        if chosen != used and not (name in ("dataset", "data_dir") and _same_path(chosen, used)):
+        are_paths = name == "data_dir" or (name == "dataset" and NAMED.keys().isdisjoint((chosen, used)))
+        if chosen != used and not (are_paths and _same_path(chosen, used)):
             option = "--" + name.replace("_", "-")
             others = "put the data back there" if name in ("dataset", "data_dir") else "use another -o"
             raise UsageError(

@@ -16,7 +16,7 @@ from vaecli.images import Pixels
 from vaecli.runtime import NOISE_BLOCK, memory_errors, noise
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split
-from vaecli.services.outputs import guard_folder, guard_output
+from vaecli.services.outputs import Written, guard_folder, guard_output
 from vaecli.services.pictures import MOST, Format, write_pictures
 
 DEFAULT_COUNT = 100
@@ -33,13 +33,6 @@ _GOES_WITH = {
     "--temperature": ("prior", "train", "test", "grid", "traverse"),
     "an -o that ends in .gif": ("traverse", "interpolate", "FILE"),
 }
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Where the images went."""
-
-    output: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def sample(
     data_dir: str | None = None,
     device: str = "auto",
     observer: Observer | None = None,
-) -> Sampled:
+) -> Written:
     """Write decoded images as a png grid, a gif, a npz with `images` uint8 (N, 28, 28), or pngs into a folder.
 
     The source says which codes are decoded, and `temperature` (by default 1) scales their deviation:
@@ -133,7 +126,7 @@ def sample(
             there_and_back=source in SOURCES,
             originals=plan.originals.numpy() if pairs and plan.originals is not None else None,
         )
-    return Sampled(output if isinstance(output, str) else "-")
+    return Written.to(output)
 
 
 def _check_usage(

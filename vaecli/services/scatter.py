@@ -1,7 +1,6 @@
 """`vae scatter`: the posterior means of a split, coloured by class."""
 
 import os
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -16,14 +15,7 @@ from vaecli.plots.scatter import scatter as draw
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split
-from vaecli.services.outputs import guard_output
-
-
-@dataclass(frozen=True)
-class Scattered:
-    """Where the figure went."""
-
-    output: str
+from vaecli.services.outputs import Written, guard_output
 
 
 def scatter(
@@ -41,7 +33,7 @@ def scatter(
     data_dir: str | None = None,
     device: str = "auto",
     observer: Observer | None = None,
-) -> Scattered:
+) -> Written:
     """Draw where the images of a split lie in the latent space, as a png, svg or pdf.
 
     A panel a pair of dimensions, or one panel: of `dims`, or with `pca` of the means' two principal
@@ -83,7 +75,7 @@ def scatter(
     figure = draw(codes, labels, found.class_names, title, pairs, axes, tiles)
     with open_output(output) as stream:
         stream.write(plots.render(figure, form))
-    return Scattered(output if isinstance(output, str) else "-")
+    return Written.to(output)
 
 
 def _require_dimensions(z_dim: int, dims: tuple[int, ...] | None, manifold: bool) -> None:
