@@ -34,7 +34,7 @@ def reason(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def making(folder: Path) -> Iterator[None]:
+def _making(folder: Path) -> Iterator[None]:
     """The folder, made if it is missing; what was made and is empty after the block is removed again."""
     made = list(itertools.takewhile(lambda part: not part.exists(), (folder, *folder.parents)))
     try:
@@ -70,7 +70,7 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
         target = Path(os.path.realpath(path))
         # 50 characters are at most 200 bytes, and a name may have 255.
         temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(8)}.tmp")
-        with making(target.parent) if parents else contextlib.nullcontext():
+        with _making(target.parent) if parents else contextlib.nullcontext():
             try:
                 with open(temporary, "xb") as stream:
                     if mode is not None and os.fstat(stream.fileno()).st_mode != mode:  # some shares refuse chmod
@@ -136,7 +136,7 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
         (work / name).write_bytes(data)
 
     try:
-        with making(target):
+        with _making(target):
             try:
                 remove_abandoned(target)
                 work.mkdir()

@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vaecli.errors import VaeError
-from vaecli.files import making, reason
+from vaecli.files import reason
 
 LOCK = ".lock"
 # What file systems without locks answer; on macOS the last two differ.
@@ -26,20 +27,28 @@ def lock_folder(folder: str, note: Callable[[str], None]) -> Iterator[Callable[[
     Raises VaeError naming the other process if there is one, or if the system refuses.
     """
     path, descriptor = Path(folder), None
-    with contextlib.ExitStack() as undo:
-        try:
-            undo.enter_context(making(path))
-            if os.access(path, os.W_OK):
-                descriptor = _lock(path / LOCK, folder, note)
-                undo.callback(_unlock, path / LOCK, descriptor)
-        except OSError as error:
-            raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
+    try:
+        made = list(itertools.takewhile(lambda part: not part.exists(), (path, *path.parents)))
+        path.mkdir(parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            descriptor = _lock(path / LOCK, folder, note)
+    except OSError as error:
+        raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
 
-        def check() -> None:
-            if descriptor is not None and not _is_at(path / LOCK, descriptor):
-                raise VaeError(f"{folder} was removed or replaced during the training. Begin anew, or use another -o.")
+    def check() -> None:
+        if descriptor is not None and not _is_at(path / LOCK, descriptor):
+            raise VaeError(f"{folder} was removed or replaced during the training. Begin anew, or use another -o.")
 
+    try:
         yield check
+    finally:
+        with contextlib.suppress(OSError):
+            if descriptor is not None and _is_at(path / LOCK, descriptor):
+                os.unlink(path / LOCK)  # still locked, so nobody else holds it
+                for part in made:
+                    part.rmdir()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
@@ -64,13 +73,6 @@ def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
             undo.pop_all()
             return descriptor
     return _lock(path, folder, note)  # its last owner removed it after we had opened it
-
-
-def _unlock(path: Path, descriptor: int) -> None:
-    with contextlib.suppress(OSError):
-        if _is_at(path, descriptor):
-            os.unlink(path)  # still locked, so nobody else holds it
-    os.close(descriptor)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
