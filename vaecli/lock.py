@@ -43,6 +43,7 @@ def lock_folder(folder: str, note: Callable[[str], None]) -> Iterator[Callable[[
         yield check
     finally:
         with contextlib.suppress(OSError):
+            # What came in the place of the folder, though it may be empty, is another's.
             if descriptor is not None and _is_at(path / LOCK, descriptor):
                 os.unlink(path / LOCK)  # still locked, so nobody else holds it
                 for part in made:
