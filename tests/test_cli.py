@@ -389,7 +389,7 @@ def test_encode_idx_files_counts_on(ckpt: str, invoke: Invoke) -> None:
     [
         (["missing.png"], "missing.png does not exist"),
         (["empty.png"], "empty.png is no image"),
-        (["folder"], "folder has no images"),
+        (["folder"], "folder holds no image files"),
         ([DIGITS / "t10k-labels-idx1-ubyte.gz"], "holds no images"),
         ([DIGITS / "t10k-images-idx3-ubyte.gz", "empty.png"], "separately"),
     ],
@@ -522,6 +522,24 @@ def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> No
     assert invoke("curves", run_copy, "-q").stdout == f"{run_copy}/curves.png\n"
     assert invoke("curves", run_copy, file, "-q").stdout == "curves.png\n"
     assert invoke("curves", file, "--json").stdout == f'{{"output": "{run_copy}/curves.png"}}\n'
+
+
+def test_curves_leave_out_what_is_no_run(run_copy: Path, invoke: Invoke) -> None:
+    Path("gallery").mkdir()
+    Path("table.md").write_text("| loss |")
+    result = invoke("curves", run_copy, "gallery", "table.md", "-o", "runs.csv")
+    assert result.exit_code == 0
+    assert result.stderr == "Left out gallery: it is no run.\nLeft out table.md: it is no run.\n"
+    assert {line.split(",")[0] for line in Path("runs.csv").read_text().splitlines()[1:]} == {run_copy.name}
+    for others, words in (
+        (["gallery"], "No check<N>.safetensors in gallery"),
+        (["table.md", "gallery"], "table.md is not a safetensors file"),
+        ([run_copy, "nowhere"], "nowhere does not exist"),
+        ([run_copy, "damaged.safetensors"], "damaged.safetensors is empty"),
+    ):
+        Path("damaged.safetensors").touch()
+        assert words in assert_one_line(invoke("curves", *others, "-o", "others.csv").stderr)
+    assert not Path("others.csv").exists()
 
 
 def test_curves_of_a_sweep_that_has_just_begun(run_copy: Path, invoke: Invoke) -> None:

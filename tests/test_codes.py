@@ -150,7 +150,11 @@ def test_columns_are_found_by_name() -> None:
         (b'{"z_0": 1, "z_1": 2}\n{"z_0": 1}\n', "line 2 has other columns"),
         (b'{"z_0": 1, "z_1": 2}\n{"z_0": 1, "z_1": 2, "z_2": 3}\n', "line 2 has other columns"),
         (b'{"z_0": 1, "z_1": 2}\n[1, 2]\n', "line 2 is no JSON object"),
-        (b'{"z_0": 1, "z_1": 2\n', "line 1 is damaged"),
+        (b'{"z_0": 1, "z_1": 2\n', "line 1 is no JSON object"),
+        (
+            b'{\n  "z_0": 1,\n  "z_1": 2\n}\n',
+            "line 1 is no JSON object. Give one object a line, as 'vae encode' and 'jq -c'",
+        ),
         (b"\n  \nz_0,z_1\n1,2\n3\n", "line 5 has 1 values"),
         (b'\n\n{"z_0": 1, "z_1": 2}\n\n[1, 2]\n', "line 5 is no JSON object"),
     ],

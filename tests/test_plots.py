@@ -227,6 +227,11 @@ def test_a_star_marks_the_lowest_test_value_of_the_metric() -> None:
 
 def test_the_gap_between_training_and_test_is_filled() -> None:
     (gap,) = curves({"run": history(5)}, "loss").axes[0].collections
+    four, five = (curves({str(run): history(5) for run in range(count)}, "loss") for count in (4, 5))
+    assert len(four.axes[0].collections) == 4
+    assert "gap" in texts(four)
+    assert not five.axes[0].collections  # they would hide each other
+    assert "gap" not in texts(five)
     corners = {tuple(corner) for corner in gap.get_paths()[0].vertices.tolist()}  # type: ignore[union-attr]
     for record in history(5):
         assert {(record.epoch, record.train_loss), (record.epoch, record.test_loss)} <= corners
@@ -268,7 +273,7 @@ def test_the_legend_lies_off_the_curves(count: int) -> None:
     figure = curves({f"{i}-{'name' * 30}-{i}": history(3 + i, 100 + i) for i in range(count)}, "loss")
     figure.draw_without_rendering()
     assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
-    assert len(set(texts(figure))) == count + 4 * (count > 1) + 3 * (count == 1)
+    assert len(set(texts(figure))) == count + 3
 
 
 def test_one_epoch_is_one_tick() -> None:

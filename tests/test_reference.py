@@ -47,7 +47,7 @@ def test_the_reference_is_three_seeds_of_fifty_epochs() -> None:
     ("shift", "words"),
     [
         (0.0, "is among them."),
-        (0.5, "is 0.40 below them, as another seed may be."),
+        (0.5, "is 0.40 below them, as another seed or processor may be."),
         (-2.05, "is 1.95 above them, as another"),
         (-2.2, "is 2.10 above them, more than another"),
     ],

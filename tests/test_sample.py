@@ -356,7 +356,7 @@ def test_encode_takes_folders_and_idx_files_from_a_list(ckpt: str, invoke: Invok
         (b"\0", "list of paths on standard input is empty"),
         (b"b.png\nmissing.png\n", "missing.png does not exist"),
         (b"zero.png\n", "zero.png is no image"),
-        (b"bare\n", "bare has no images"),
+        (b"bare\n", "bare holds no image files"),
         (b"huge.png\n", "huge.png has too many pixels"),
     ],
 )

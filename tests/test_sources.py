@@ -378,6 +378,13 @@ def test_damaged_gzip_in_the_data_folder_is_an_expected_error(tmp_path: Path) ->
         data.load("mnist", "train", str(tmp_path), print)
 
 
+def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("VAE_DATA_DIR", "~/sets")
+    assert sources.data_folder("~/data") == Path("/home/someone/data")
+    assert sources.data_folder(None) == Path("/home/someone/sets")
+
+
 def test_the_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VAE_DATA_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -171,9 +171,9 @@ def _jsonl_rows(lines: Iterator[str], name: str, z_dim: int) -> Iterator[list[fl
         if not line.strip():
             continue
         where = f"{name}, line {number}"
-        record = parse_json(line, where, DataError)
+        record = parse_json(line, where, DataError) if line.rstrip().endswith("}") else None
         if not isinstance(record, dict):
-            raise DataError(f"{where} is no JSON object. Give one object a line, as 'vae encode' does.")
+            raise DataError(f"{where} is no JSON object. Give one object a line, as 'vae encode' and 'jq -c' do.")
         if keys is None:
             columns = list(record)
             keys = [columns[place] for place in _places(columns, name, z_dim)]

@@ -74,7 +74,7 @@ def _seed(value: int | None) -> int | None:
 
 def _file(default: str, formats: str) -> Any:
     """The option of a file that a command writes."""
-    words = f"{formats}; - is stdout."
+    words = f"{formats}; - is stdout, as png."
     return typer.Option("-o", "--output", metavar="FILE", callback=_output, show_default=default, help=words)
 
 

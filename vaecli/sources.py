@@ -44,9 +44,9 @@ DEADLINE_SECONDS = 900.0  # for all sources of a set together
 
 
 def data_folder(data_dir: str | None) -> Path:
-    """`--data-dir`, else `$VAE_DATA_DIR`, else the user's cache folder."""
+    """`--data-dir`, else `$VAE_DATA_DIR`, else the user's cache folder. Bash leaves the `~` in `--data-dir=~/x`."""
     chosen = data_dir or os.environ.get("VAE_DATA_DIR")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("vaecli")
+    return Path(os.path.expanduser(chosen)) if chosen else platformdirs.user_cache_path("vaecli")
 
 
 def find_file(folder: Path, name: str) -> Path | None:

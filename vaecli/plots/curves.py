@@ -17,6 +17,7 @@ Metric = Literal["loss", "reconstruction", "kl"]
 
 _LABELS = {"loss": "negative ELBO", "reconstruction": "reconstruction", "kl": "KL divergence"}
 _MARKERS = "os^Dv<P>X"  # beside the colours: runs stay apart in grey
+MOST_SHADED = 4  # runs; the gaps of more would hide each other
 _STAR: Any = {
     "marker": "*",
     "markersize": 13,
@@ -29,7 +30,7 @@ _STAR: Any = {
 
 @styled
 def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric, log_scale: bool = False) -> Figure:
-    """Training (dashed) and test (solid) values by epoch, the gap between them shaded, a colour a run.
+    """Training (dashed) and test (solid) values by epoch, the gap between them shaded if runs are few, a colour a run.
 
     A star marks the epoch with the lowest test value. On a log scale, what is not above 0 is left out.
     """
@@ -39,7 +40,7 @@ def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric, log_scale:
     axis = figure.subplots()
     longest = max(map(len, runs.values()))
     for index, records in enumerate(runs.values()):
-        _curve(axis, records, metric, index, 1 + (longest - 1) // 12)
+        _curve(axis, records, metric, index, 1 + (longest - 1) // 12, shaded=len(runs) <= MOST_SHADED)
     if len(runs) == 1:
         axis.set_title(plain(next(iter(runs))))
     axis.set(xlabel="epoch", ylabel=f"{_LABELS[metric]} (nats per image)")
@@ -67,9 +68,13 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
     if len(runs) == 1:
         handles, names, colour = [], [], class_colour(0)
     handles += [Line2D([], [], color=colour, linestyle=style) for style in ("--", "-")]
-    handles += [Patch(color=colour, alpha=0.2, linewidth=0), Line2D([], [], color=colour, **_STAR)]
-    star = f"lowest test: {lowest}" if len(runs) == 1 else "lowest test value"
-    return handles, [*names, "training", "test", "gap", star]
+    names += ["training", "test"]
+    if len(runs) <= MOST_SHADED:
+        handles.append(Patch(color=colour, alpha=0.2, linewidth=0))
+        names.append("gap")
+    handles.append(Line2D([], [], color=colour, **_STAR))
+    names.append(f"lowest test: {lowest}" if len(runs) == 1 else "lowest test value")
+    return handles, names
 
 
 def _best(records: Sequence[EpochRecord], metric: Metric) -> EpochRecord:
@@ -86,12 +91,13 @@ def _marker(index: int) -> str:
     return _MARKERS[index % len(_MARKERS)]
 
 
-def _curve(axis: Axes, records: Sequence[EpochRecord], metric: Metric, index: int, every: int) -> None:
-    """The run number `index`, with a marker every so many epochs."""
+def _curve(axis: Axes, records: Sequence[EpochRecord], metric: Metric, index: int, every: int, shaded: bool) -> None:
+    """The run number `index`, with a marker every so many epochs, and the gap between its lines shaded or not."""
     epochs = [record.epoch for record in records]
     train, test = ([_value(record, split, metric) for record in records] for split in ("train", "test"))
     style: Any = {"color": class_colour(index), "marker": _marker(index), "markersize": 4.5, "markevery": every}
-    axis.fill_between(epochs, train, test, color=class_colour(index), alpha=0.12, linewidth=0)
+    if shaded:
+        axis.fill_between(epochs, train, test, color=class_colour(index), alpha=0.12, linewidth=0)
     axis.plot(epochs, train, linestyle="--", markerfacecolor="white", **style)
     axis.plot(epochs, test, linestyle="-", **style)
     best = _best(records, metric)

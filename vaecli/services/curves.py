@@ -13,7 +13,7 @@ from vaecli.lock import LOCK
 from vaecli.metrics import EpochRecord, read_metrics, to_csv
 from vaecli.plots.curves import Metric
 from vaecli.plots.curves import curves as draw
-from vaecli.run import CONFIG, METRICS, STATE, find_checkpoint, read_config
+from vaecli.run import CONFIG, METRICS, STATE, find_checkpoint, read_config, run_files
 from vaecli.services import Observer
 from vaecli.services.outputs import Written, guard_output
 
@@ -29,22 +29,35 @@ def curves(
 ) -> Written:
     """Draw the learning curves of run folders (finished or not) and weights files in one figure.
 
-    As csv: all their metrics, a row a run and epoch. A run without a finished epoch is left out, of which the
-    observer hears. Raises VaeError if there is no other or, on a log scale, one without a value above
-    0, CheckpointError for a file that is none.
+    As csv: all their metrics, a row a run and epoch. A run without a finished epoch is left out, and beside
+    runs also other files and folders, as a shell's `outputs/*` names them; the observer hears of each.
+    Raises VaeError if nothing is left or, on a log scale, for a run without a value above 0,
+    CheckpointError for weights that are damaged or not there.
     """
     observer = observer or Observer()
     guard_output(output, *(path for path in paths if not os.path.isdir(path)))
     unique: dict[str, str] = {}
     for path in paths:
         unique.setdefault(os.path.realpath(path), path)
-    paths = list(unique.values())
-    histories = [_history(path) for path in paths]
-    if not any(histories):
-        others = f" (nor have {len(paths) - 1} others)" if len(paths) > 1 else ""
-        raise VaeError(f"{paths[0]} has no finished epoch yet{others}. Wait for the first one, or go on with --resume.")
+    histories: dict[str, Sequence[EpochRecord]] = {}
+    strangers: dict[str, CheckpointError] = {}
+    for path in unique.values():
+        try:
+            histories[path] = _history(path)
+        except CheckpointError as error:
+            if not _is_strange(path):
+                raise
+            strangers[path] = error
+    if not histories:
+        raise next(iter(strangers.values()))
+    if not any(histories.values()):
+        others = f" (nor have {len(histories) - 1} others)" if len(histories) > 1 else ""
+        first = next(iter(histories))
+        raise VaeError(f"{first} has no finished epoch yet{others}. Wait for the first one, or go on with --resume.")
+    for path in strangers:
+        observer.note(f"Left out {path}: it is no run.")
     runs = {}
-    for path, name, history in zip(paths, _names(paths), histories, strict=True):
+    for name, (path, history) in zip(_names(list(histories)), histories.items(), strict=True):
         if not history:
             observer.note(f"Left out {path}: it has no finished epoch yet.")
             continue
@@ -74,6 +87,13 @@ def _history(path: str) -> Sequence[EpochRecord]:
             return ()
         raise
     return read_metadata(checkpoint).history
+
+
+def _is_strange(path: str) -> bool:
+    """Whether it is there, but nothing that a training makes."""
+    if os.path.isdir(path):
+        return not run_files(path)
+    return os.path.isfile(path) and not path.endswith(".safetensors")
 
 
 def _names(paths: Sequence[str]) -> list[str]:

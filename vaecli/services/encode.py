@@ -136,8 +136,8 @@ def _input_blocks(
     rows: list[tuple[str, str | None]] = []
     for path in inputs:
         found = list_images(path) if os.path.isdir(path) else [(path, None)]
-        if not found:
-            raise DataError(f"{path} has no images. Name a folder with PNG, JPEG or other image files, or IDX files.")
+        if not found or path.endswith(".npz"):
+            raise DataError(f"{path} holds no image files. Name such or IDX files, or give a data set with --dataset.")
         rows += found
     labels = {name: label for label, name in enumerate(class_names)}
     return "path", len(rows), _file_blocks(rows, labels, note)

@@ -155,7 +155,7 @@ def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float
     low, high, loss = min(runs), max(runs), round(loss, 2)  # as the runs are
     if distance := max(low - loss, loss - high, 0.0):
         usual = "as" if distance <= reference.margin(metadata.epoch) else "more than"
-        place = f"{distance:.2f} {'above' if loss > high else 'below'} them, {usual} another seed may be"
+        place = f"{distance:.2f} {'above' if loss > high else 'below'} them, {usual} another seed or processor may be"
     else:
         place = "among them"
     observer.note(
