@@ -527,6 +527,7 @@ def test_figures_lie_beside_the_checkpoint(run_copy: Path, invoke: Invoke) -> No
 def test_curves_leave_out_what_is_no_run(run_copy: Path, invoke: Invoke) -> None:
     Path("gallery").mkdir()
     Path("table.md").write_text("| loss |")
+    Path("damaged.safetensors").touch()
     result = invoke("curves", run_copy, "gallery", "table.md", "-o", "runs.csv")
     assert result.exit_code == 0
     assert result.stderr == "Left out gallery: it is no run.\nLeft out table.md: it is no run.\n"
@@ -537,7 +538,6 @@ def test_curves_leave_out_what_is_no_run(run_copy: Path, invoke: Invoke) -> None
         ([run_copy, "nowhere"], "nowhere does not exist"),
         ([run_copy, "damaged.safetensors"], "damaged.safetensors is empty"),
     ):
-        Path("damaged.safetensors").touch()
         assert words in assert_one_line(invoke("curves", *others, "-o", "others.csv").stderr)
     assert not Path("others.csv").exists()
 

@@ -285,11 +285,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, reference: Reference) -
     answer = f"{folder}/check{epoch + 1}.safetensors\n"
     assert start(log, *args, "--resume", "-e", epoch + 1, given=powerless).end() == (0, answer, "")
     folder.chmod(0o555)
-    assert start(log, *args, "--resume", "-e", epoch + 1, given=powerless).end() == (
-        0,
-        answer,
-        "",
-    )  # finished: only read
+    # Finished: only read.
+    assert start(log, *args, "--resume", "-e", epoch + 1, given=powerless).end() == (0, answer, "")
     assert start(log, "test", folder, "-q", given=powerless).end()[0] == 0
     folder.chmod(0o755)
 

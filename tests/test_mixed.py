@@ -1,5 +1,6 @@
 """Mixed precision: what is bfloat16, what stays float32, and that it is what torch's autocast computes."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
@@ -39,3 +40,17 @@ def test_gradients_are_those_of_autocast_and_torchs_own_layers() -> None:
         assert other.grad is not None
         assert one.grad.dtype == torch.float32
         assert (one.grad - other.grad).norm() < 0.1 * other.grad.norm(), name  # seen: 0.04 at most
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_notebook_may_train_under_autocast(training: bool) -> None:
+    model, plain = (new_model(2, seed=0).train(training) for _ in range(2))
+    images, eps = torch.rand(20, 1, 28, 28), torch.randn(20, 2)
+    for each, mixed in ((model, True), (plain, False)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits, posterior = each(images, eps)
+        negative_elbo(logits.float(), posterior, images).loss().mean().backward()  # type: ignore[no-untyped-call]
+    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert (one.grad - other.grad).norm() < 0.1 * other.grad.norm(), name

@@ -47,7 +47,7 @@ def convolve_to_one(layer: nn.Conv2d, h: Tensor) -> Tensor:
     8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, here 2.1 and 1.7.
     """
     assert layer.bias is not None
-    weight = layer.weight
+    weight = layer.weight.to(h.dtype)  # they differ under autocast, in which a notebook may train
     # The faster backward is no differentiable function itself, so it is kept for training.
     logits = _ToOne.apply(h, weight) if layer.training else _to_one(h, weight)
     return logits + layer.bias  # a float32 bias makes float32 of bf16
