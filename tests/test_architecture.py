@@ -24,6 +24,7 @@ LAYERS = (
     {name for name in MODULES if name.startswith("services.")},
     {"services"},
     {"training", "measures", "reference"},
+    {"fused"},
     {"by_hand"},
     {"engine", "data", "checkpoint", "codes", "grids", "plots.scatter", "plots.curves"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
@@ -42,6 +43,7 @@ ONLY_IN = {
     "filelock": {"lock"},
     "PIL": {"images", "grids"},
     "subprocess": {"sources"},
+    "cuda": {"fused"},
     "socket": {"sources"},
     "urllib": {"sources"},
 }

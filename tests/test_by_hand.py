@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from kernels_on_cpu import KernelsThatTouch
 from races import MAIN, Races, Stream
 
 from vaecli import data, engine
 from vaecli.by_hand import GradientsByHand, pieces
 from vaecli.errors import DivergedError
+from vaecli.fused import FusedGradients
 from vaecli.loss import negative_elbo
 from vaecli.runtime import be_exact
 from vaecli.schedule import Schedule
@@ -42,10 +44,13 @@ def test_gradients_are_those_of_autograd(
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     model.load_state_dict(engine.new_model(z_dim, 1).state_dict())
     compute = GradientsByHand(model, count, dtype)
-    compute.read(digits.images[-count:].to(place), -eps.to(place, model_dtype))
-    compute(
-        torch.ones((), device=place), read_next=lambda terms: compute.read(images.to(place), eps.to(place, model_dtype))
-    )
+    rows = torch.arange(count, device=place)
+
+    def read(images: torch.Tensor, noise: torch.Tensor) -> None:
+        compute.read(images.to(place), noise.to(place, model_dtype), rows)
+
+    read(digits.images[-count:], -eps)
+    compute(torch.ones((), device=place), read_next=lambda terms: read(images, eps))
     model.load_state_dict(weights)  # nothing of the first call is left in the second
     terms = compute(kl_weight.to(place, model_dtype))
 
@@ -67,7 +72,8 @@ def test_a_layer_is_updated_once_nothing_waits_for_it(digits: data.Split) -> Non
     def gradients(spoil: bool) -> dict[str, torch.Tensor]:
         model = engine.new_model(2, 0)
         compute = GradientsByHand(model, 40, torch.float32)
-        compute.read(digits.images[:40], torch.ones(40, 2))
+        rows = torch.arange(40)
+        compute.read(digits.images, torch.ones(80, 2), rows)
         ready: dict[str, torch.Tensor] = {}
 
         def update(*layers: str) -> None:
@@ -79,7 +85,7 @@ def test_a_layer_is_updated_once_nothing_waits_for_it(digits: data.Split) -> Non
 
         def read_next(terms: torch.Tensor) -> None:
             assert terms.isfinite().all()
-            compute.read(digits.images[40:80], torch.full((40, 2), float("nan")))
+            compute.read(digits.images, torch.full((80, 2), float("nan")), rows + 40)
 
         if spoil:
             compute(torch.ones(()), update=update, read_next=read_next)
@@ -178,16 +184,20 @@ def test_races_are_found() -> None:
     assert races.found == ["freed before aten.add.Tensor"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("streams", [1, 2, 3, 6, 20])
 def test_no_two_streams_are_at_the_same_memory(
-    digits: data.Split, monkeypatch: pytest.MonkeyPatch, streams: int, bf16: bool
+    digits: data.Split, monkeypatch: pytest.MonkeyPatch, streams: int, bf16: bool, fused: bool
 ) -> None:
     """Three steps with all that a graph records; and what would be, if one did not wait for the other."""
 
     def found() -> list[str]:
         model = engine.prepare(engine.new_model(2, 0), torch.device("cpu"))
         steps = _Steps(Trainer(model, digits.images[:9], schedule=Schedule(1e-3), batch_size=3, bf16=bf16))
+        if fused:
+            dtype = torch.bfloat16 if bf16 else torch.float32
+            steps._compute = FusedGradients(model, 3, dtype, KernelsThatTouch())
         races = Races()
         steps._compute._aside = [Stream(races, number + 1) for number in range(streams)]  # type: ignore[misc]
         monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream(races, races.stream))

@@ -4,28 +4,28 @@ autograd calls kernels that wait for each other, a few of them slow: cuDNN's and
 one channel, for transposed convolutions and for the heads' few outputs. Here are other forms of these, and
 whatever the next layer does not wait for, the gradients of weights, Adam and the terms of the loss, is
 computed aside, on streams of its own. As one CUDA graph a step of 100 images takes 0.24 ms in bf16
-instead of 0.71, in float32 0.58 instead of 2.75 (H200, torch 2.11). On a CPU autograd's
-kernels are the faster ones, 71 instead of 102 ms (two Zen 3 cores, torch 2.14, medians of 7).
+instead of 0.71, in float32 0.58 instead of 2.75 (H200, torch 2.11), and with `fused` 0.16 and 0.51. On a
+CPU autograd's kernels are the faster ones, 71 instead of 102 ms (two Zen 3 cores, torch 2.14, medians of 7).
 
 `h` is what a layer's ReLU has let through, `d` the objective's gradient before the ReLU. Maps are
 (B, H, W, C), in one piece.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vaecli import phases
 from vaecli.loss import kl, reconstruction
 from vaecli.mixed import FLOAT32
 from vaecli.model import ConvVAE, Gaussian
-from vaecli.phases import Windows, as_convolution, as_deconvolution, in_rows, in_units, relu_product
+from vaecli.phases import Windows, as_convolution, as_deconvolution, in_rows, relu_product
 
 aten = torch.ops.aten
-# Of the heads' sums over 3136: with few outputs cuBLAS takes 20 us for whole ones, 5 for all their parts.
-PARTS = 28
 
 
 class GradientsByHand:
@@ -49,10 +49,11 @@ class GradientsByHand:
         streams = self.STREAMS if self._device.type == "cuda" else 0
         self._aside = [torch.cuda.Stream(self._device) for _ in range(streams)]  # type: ignore[no-untyped-call]
         self._busy: list[torch.cuda.Stream] = []
+        # Copies, for Adam changes a layer while others go on.
         self._narrow = {
             name: torch.empty_like(weight, dtype=dtype)
             for name, weight in self.weights.items()
-            if dtype != self._wide and not name.startswith(FLOAT32)
+            if not name.startswith(FLOAT32)
         }
         self._cast = pieces(self._narrow.values()), pieces(self.weights[name] for name in self._narrow)
 
@@ -65,36 +66,34 @@ class GradientsByHand:
         self._windows0[..., 9] = 1  # ones, whose product with a gradient is that of the bias; the others have them, too
         self._eps = torch.empty(batch_size, model.z_dim, dtype=self._wide, device=self._device)
         self._windows1 = Windows(batch_size, (14, 14, 32), 3, 2, like=self._image, more=8)
-        self._windows1.rows[:, 288:] = 1
         self._windows3, self._windows4 = (
             Windows(batch_size, (size, size, 64), 2, like=self._image, more=8) for size in (7, 15)
         )
+        for windows in (self._windows1, self._windows3, self._windows4):
+            windows.rows.zero_()
+        self._windows1.rows[:, 288:] = 1
         for windows in (self._windows3, self._windows4):
-            windows.rows[:, 256:] = 0  # a column for each phase, of which the last odd row and column lie outside
+            # A column for each phase, of which the last odd row and column lie outside.
             inside = windows.rows[:, 256:260].view(*windows.shape, 2, 2)
             inside[:] = 1
             inside[:, -1, :, 1] = inside[:, :, -1, :, 1] = 0
         self._z = zeros(batch_size, (model.z_dim // 8 + 1) * 8)
         self._z[:, model.z_dim] = 1
-        self._d5 = zeros(batch_size + 1, 16, 16, 128)  # of an image more, so that there is memory behind the last one
         # For each row of taps four pixels: at (y, x, t) that of (y - 3, x + t - 3), or 0 outside. The pixel (y, x)
         # gets there at (y + 3, x + s, 3 - s), for s from 0 to 3.
         self._slopes = zeros(batch_size, 35, 32, 4)
-        self._to_slopes = self._slopes.as_strided((batch_size, 28, 28, 4), (35 * 128, 128, 4, 3), 3 * 128 + 3)
-        self._parts = PARTS if model.z_dim <= 32 else 1  # many outputs are fast, and their parts would take memory
-        self._ones = torch.ones(1, self._parts, dtype=self._wide, device=self._device)
         self._mirror = torch.arange(15, -1, -1, device=self._device)
         # Where, among the rows (4 taps * 64 * 4 phases) that `_store_deconvolution` makes, the layer's (64 * 9) are.
         places = torch.arange(16 * 64, device=self._device).view(2, 2, 64, 4).permute(3, 2, 0, 1)
         self._places = as_deconvolution(places).flatten()
 
     @torch.no_grad()
-    def read(self, images: Tensor, eps: Tensor) -> None:
-        """Take the next batch: uint8 images (B, 28, 28) and noise (B, Z)."""
-        torch.div(images, 255, out=self._x)
+    def read(self, images: Tensor, noise: Tensor, rows: Tensor) -> None:
+        """Take the next batch: these rows (B,) of uint8 images (N, 28, 28) and of noise (N, Z)."""
+        torch.div(images[rows], 255, out=self._x)
         self._image[:, 1:29, 1:29] = self._x
         self._windows0[..., :9].view(-1, 14, 14, 3, 3).copy_(self._image.unfold(1, 3, 2).unfold(2, 3, 2))
-        self._eps.copy_(eps)
+        self._eps.copy_(noise[rows])
 
     @torch.no_grad()
     def __call__(
@@ -102,123 +101,153 @@ class GradientsByHand:
         kl_weight: Tensor,
         *,
         update: Callable[..., None] = lambda *layers: None,
+        begin: Callable[[], None] = lambda: None,
         read_next: Callable[[Tensor], None] = lambda terms: None,
     ) -> Tensor:
         """The terms (2, B) of the batch.
 
-        `update` hears the names of layers whose gradients are there, and which are not read any more;
-        `read_next` gets the terms when the batch is not read any more. They are called aside, but for the first
-        layer's update, which is the last.
+        `begin` is called first, `update` hears the names of layers whose gradients are there, and which are not
+        read any more, and `read_next` gets the terms when the batch is not read any more. They are called
+        aside, but for the first layer's update, which is the last.
 
         What two streams share keeps its name to the end: the memory of a tensor without one is given away at
         once, and the other stream may not be through with it.
         """
-        (count, z_dim), parts = self._eps.shape, self._parts
-        if self._narrow:
-            torch._foreach_copy_(*self._cast)
-        w = self.weights | self._narrow
+        count = len(self._eps)
+        heads, w = self._heads(), self._layers()
+        h1, windows1 = self._conv1(w)
+        h2 = relu_product(windows1, w.conv2, w.conv2_bias)  # (B*7*7, 64)
+        codes, reach, h3, windows3 = self._through_codes(h2, heads, w)
         with self.meanwhile():
-            windows0 = self._windows0.view(-1, 16).clone()
+            begin()
+            windows0 = self._windows0.clone()
             terms = torch.empty(2, count, dtype=self._wide, device=self._device)
-        with self.meanwhile():
-            # The log-variance is halved, for its exponential is the standard deviation then.
-            heads = torch.cat([w["linear1mean.weight"], w["linear1logvar.weight"] / 2])
-            heads = heads.view(-1, 64, 49).permute(2, 1, 0).reshape(3136, -1)  # (H*W*C, 2Z)
-            codes = torch.cat([w["linear1mean.bias"], w["linear1logvar.bias"] / 2]).repeat(1, count)
-        with self.meanwhile():
-            linear2, linear2_bias = phases.to_map3(w["linear2.weight"], w["linear2.bias"])
-        h1 = relu_product(self._windows0[..., :9].flatten(0, 2), w["conv1.weight"].view(32, 9), w["conv1.bias"])
-        windows1 = self._windows1.of(h1.view(count, 14, 14, 32))
-        h2 = relu_product(windows1, in_rows(w["conv2.weight"]), w["conv2.bias"])  # (B*7*7, 64)
-        flat = h2.to(self._wide).view(count, -1)  # (B, 3136)
+            terms[1] = kl(Gaussian(*codes.chunk(2, dim=1)))
+        phases4 = relu_product(windows3, w.up1, w.up1_bias)  # (B*8*8, 4*64)
+        windows4 = self._windows_of_phases(phases4)
+        phases5 = relu_product(windows4, w.up2, w.up2_bias)  # (B*16*16, 4*32)
+        logits = self._logits_and_slopes(phases5.view(-1, 32) @ w.taps)
         self._join()
 
-        with self.meanwhile():
-            up1, up1_bias = as_convolution(w["deconv1.weight"]), w["deconv1.bias"].repeat(4)
-        with self.meanwhile():
-            up2, up2_bias = as_convolution(w["deconv2.weight"]), w["deconv2.bias"].repeat(4)
-        with self.meanwhile():
-            taps = w["conv3.weight"][0].flatten(1)  # (32, 16)
-            # For the gradient at deconv2's map, with its 1 / B, and rounded once.
-            mirrored = (self.weights["conv3.weight"][0].flatten(1).flip(1).t() / count).to(self.dtype)  # (16, 32)
-        of_parts = torch.bmm(flat.view(count, parts, -1).transpose(0, 1), heads.view(parts, -1, 2 * z_dim))
-        codes = codes.addmm_(self._ones, of_parts.view(parts, -1)).view(count, -1)  # their sum: (B, 2Z)
-        mean, half = codes.chunk(2, dim=1)
-        deviation = torch.exp(half)
-        z = torch.addcmul(mean, deviation, self._eps).to(self.dtype)
-        h3 = relu_product(z, linear2, linear2_bias)  # (B, 3136)
-        self._join()
-
-        with self.meanwhile():
-            terms[1] = kl(Gaussian(mean, 2 * half))
-            self._z[:, :z_dim] = z
-        with self.meanwhile():
-            # The codes' gradient is `pull`, that of the KL term, and z's times `reach`.
-            pull = kl_weight / count * torch.cat([mean, torch.expm1(2 * half)], 1)
-            reach = torch.cat([torch.ones_like(mean), self._eps * deviation], 1)
-        decoder = phases.Weights(in_rows(up1), up1_bias, in_rows(up2), up2_bias, taps, w["conv3.bias"])
-        decoded = phases.decode(h3.view(count, 7, 7, 64), decoder, self._windows3, self._windows4)
-        phases4, phases5, logits = decoded
-        self._join()
-
-        # The logits' gradient, but for 1 / B, wherever a row of taps takes it.
-        torch.sub(logits.sigmoid().unsqueeze(3).expand(-1, -1, -1, 4), self._x.unsqueeze(3), out=self._to_slopes)
-        around = self._slopes.view(torch.int64).unfold(1, 4, 1).view(count, 16, 2, 16, 2, -1, 4)
-        around = around.permute(0, 1, 3, 2, 4, 6, 5).contiguous().view(self.dtype)
-        around = around.view(-1, 16)  # (B*16*16*4, 16), the taps' pixels of each of deconv2's
         with self.meanwhile():
             terms[0] = reconstruction(logits.unsqueeze(1), self._x.unsqueeze(1))
             read_next(terms)
+        around, d5 = self._back_through_conv3(w, phases5)
         with self.meanwhile():
             of_conv3 = (around.t() @ phases5.view(-1, 32)).index_select(0, self._mirror)
             self._store("conv3.weight", of_conv3.t() / count)
             self._store("conv3.bias", self._slopes[..., 0].sum((1, 2), dtype=self._wide).mean())
             update("conv3")
-        d5 = self._d5[:-1]
-        aten.threshold_backward.grad_input((around @ mirrored).view_as(d5), phases5, 0, grad_input=d5)
+        # Before what is computed aside, for a GPU begins with it then: a step takes 161 instead of 165 us.
+        d_map4 = input_gradient(d5.view(count, 16, 16, 128), (count, 15, 15, 64), as_taps(w.up2, 2))
         with self.meanwhile():
             self._store_deconvolution("deconv2", d5, self._windows4)
             update("deconv2")
-        # A row has 15 pixels. In place of a 16th, which would lie outside, is the next row's first one, behind the last
-        # row the next image's. It does no harm: there `up1`, which the phases are multiplied with, is 0, and so are
-        # the ones.
-        d = in_units(input_gradient(self._d5, (count + 1, 15, 15, 64), up2))
-        units = d.shape[3]
-        d = d.as_strided((count, 8, 8, 2, 2, units), (225 * units, 30 * units, 2 * units, 15 * units, units, 1))
-        d4 = aten.threshold_backward(d.contiguous().view(self.dtype).view_as(phases4), phases4, 0)
+        d4 = self._gradient_of_phases(d_map4, phases4)
+        d_map3 = input_gradient(d4.view(count, 8, 8, 256), (count, 7, 7, 64), as_taps(w.up1, 2))
         with self.meanwhile():
             self._store_deconvolution("deconv1", d4, self._windows3)
             update("deconv1")
-        d3 = aten.threshold_backward(input_gradient(d4, (count, 7, 7, 64), up1).view(count, -1), h3, 0)  # (B, 3136)
+        d3, d_codes, d2 = self._back_through_codes(d_map3, h3, w.linear2, codes, reach, kl_weight, heads, h2)
         with self.meanwhile():
-            of_linear2 = d3.t() @ self._z  # (3136, Z and more)
-            self._store("linear2.weight", of_linear2[:, :z_dim].view(49, 64, -1).transpose(0, 1))
-            self._store("linear2.bias", of_linear2[:, z_dim].view(49, 64).t())
-            update("linear2")
-        of_parts = torch.bmm(d3.view(count, parts, -1).transpose(0, 1), linear2.view(parts, -1, z_dim))
-        dz = of_parts.sum(0, dtype=self._wide).unsqueeze(1)
-        dcodes = torch.addcmul(pull.view(count, 2, -1), reach.view(count, 2, -1), dz).view(count, -1)  # (B, 2Z)
-        with self.meanwhile():
-            of_heads, of_bias = (flat.t() @ dcodes).view(49, 64, -1).permute(2, 1, 0), dcodes.sum(0)
-            self._store("linear1mean.weight", of_heads[:z_dim])
-            self._store("linear1mean.bias", of_bias[:z_dim])
-            self._store("linear1logvar.weight", of_heads[z_dim:] / 2)
-            self._store("linear1logvar.bias", of_bias[z_dim:] / 2)
-            update("linear1mean", "linear1logvar")
-        d2 = aten.threshold_backward((dcodes @ heads.t()).to(self.dtype).view(-1, 64), h2, 0)
-        d = input_gradient(d2.view(count, 7, 7, 64), (count, 14, 14, 32), w["conv2.weight"], stride=2)
+            self._store_at_codes(h2, d_codes, d3)
+            update("linear1mean", "linear1logvar", "linear2")
         with self.meanwhile():
             of_conv2 = d2.t() @ self._windows1.rows
-            self._store("conv2.weight", of_conv2[:, :288].view(64, 3, 3, 32).permute(0, 3, 1, 2))
+            self._store("conv2.weight", as_taps(of_conv2[:, :288], 3))
             self._store("conv2.bias", of_conv2[:, 288])
             update("conv2")
-        d1 = aten.threshold_backward(d.view(-1, 32), h1, 0)
-        of_conv1 = d1.t() @ windows0  # (32, 16)
-        self._store("conv1.weight", of_conv1[:, :9])
-        self._store("conv1.bias", of_conv1[:, 9])
+        d_map1 = input_gradient(d2.view(count, 7, 7, 64), (count, 14, 14, 32), as_taps(w.conv2, 3), stride=2)
+        self._store_conv1(d_map1, h1, windows0)
         update("conv1")
         self._join()  # before any tensor of this call is freed, too
         return terms
+
+    # What lies between the products. `fused` has each of these as one kernel.
+
+    def _layers(self) -> "Layers":
+        torch._foreach_copy_(*self._cast)
+        return layers(self.weights | self._narrow)
+
+    def _heads(self) -> "Heads":
+        return heads(self.weights)
+
+    def _conv1(self, w: "Layers") -> tuple[Tensor, Tensor]:
+        """conv1's map (B*14*14, 32) and its windows."""
+        h1 = relu_product(self._windows0[..., :9].flatten(0, 2), w.conv1, w.conv1_bias)
+        return h1, self._windows1.of(h1.view(-1, 14, 14, 32))
+
+    def _through_codes(self, h2: Tensor, heads: "Heads", w: "Layers") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes (B, 2Z), z's distances from the means (B, Z), linear2's map (B, 3136) and its windows."""
+        codes = torch.addmm(heads.bias, h2.to(self._wide).view(len(self._eps), -1), heads.weight.t())
+        mean, logvar = codes.chunk(2, dim=1)
+        reach = torch.exp(logvar / 2) * self._eps
+        z = (mean + reach).to(self.dtype)
+        self._z[:, : z.shape[1]] = z
+        h3 = relu_product(z, w.linear2.t(), w.linear2_bias)
+        return codes, reach, h3, self._windows3.of(h3.view(-1, 7, 7, 64))
+
+    def _windows_of_phases(self, phases4: Tensor) -> Tensor:
+        return self._windows4.of(phases.to_map4(phases4))
+
+    def _logits_and_slopes(self, planes: Tensor) -> Tensor:
+        """The logits (B, 28, 28); puts their gradient, but for 1 / B, wherever a row of taps takes it."""
+        logits = phases.to_logits(planes, self.weights["conv3.bias"])
+        to_slopes = self._slopes.as_strided((len(logits), 28, 28, 4), (35 * 128, 128, 4, 3), 3 * 128 + 3)
+        torch.sub(logits.sigmoid().unsqueeze(3).expand(-1, -1, -1, 4), self._x.unsqueeze(3), out=to_slopes)
+        return logits
+
+    def _back_through_conv3(self, w: "Layers", phases5: Tensor) -> tuple[Tensor, Tensor]:
+        """The slopes that each of deconv2's pixels has a part in (B*16*16*4, 16), and the gradient at its phases."""
+        around = self._slopes.unfold(1, 4, 1).permute(0, 1, 2, 4, 3).reshape(-1, 16, 2, 16, 2, 16).transpose(2, 3)
+        around = around.reshape(-1, 16)
+        d5 = around @ (w.mirrored / len(self._eps))
+        return around, aten.threshold_backward(d5.view_as(phases5), phases5, 0)
+
+    def _gradient_of_phases(self, d_map4: Tensor, phases4: Tensor) -> Tensor:
+        """The gradient at deconv1's phases (B*8*8, 4*64) from that at its map (B, 15, 15, 64)."""
+        d4 = phases.shuffled(F.pad(d_map4, (0, 0, 0, 1, 0, 1)).view(-1, 8, 2, 8, 2, 64))
+        masked: Tensor = aten.threshold_backward(d4.view_as(phases4), phases4, 0)
+        return masked
+
+    def _back_through_codes(
+        self,
+        d_map3: Tensor,
+        h3: Tensor,
+        linear2: Tensor,
+        codes: Tensor,
+        reach: Tensor,
+        kl_weight: Tensor,
+        heads: "Heads",
+        h2: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients before linear2's ReLU (B, 3136), at the codes (B, 2Z) and before conv2's ReLU (B*7*7, 64)."""
+        d3 = aten.threshold_backward(d_map3.view_as(h3), h3, 0)
+        dz = (d3 @ linear2.t()).to(self._wide)
+        mean, logvar = codes.chunk(2, dim=1)
+        of_kl = kl_weight / len(codes) * torch.cat([mean, torch.expm1(logvar) / 2], 1)
+        d_codes = of_kl + torch.cat([dz, dz * reach / 2], 1)
+        return d3, d_codes, aten.threshold_backward((d_codes @ heads.weight).to(self.dtype).view_as(h2), h2, 0)
+
+    def _store_at_codes(self, h2: Tensor, d_codes: Tensor, d3: Tensor) -> None:
+        """The gradients of heads and linear2."""
+        of_heads = (d_codes.t() @ h2.to(self._wide).view(len(d_codes), -1)).view(-1, 49, 64).transpose(1, 2)
+        means, logvars = of_heads.chunk(2)
+        self._store("linear1mean.weight", means)
+        self._store("linear1logvar.weight", logvars)
+        means, logvars = d_codes.sum(0).chunk(2)
+        self._store("linear1mean.bias", means)
+        self._store("linear1logvar.bias", logvars)
+        of_linear2, z_dim = d3.t() @ self._z, len(means)  # (3136, Z and more)
+        self._store("linear2.weight", of_linear2[:, :z_dim].view(49, 64, -1).transpose(0, 1))
+        self._store("linear2.bias", of_linear2[:, z_dim].view(49, 64).t())
+
+    def _store_conv1(self, d_map1: Tensor, h1: Tensor, windows0: Tensor) -> None:
+        """Its gradients, from that at its map before the ReLU's part, and windows with ones behind them."""
+        d1 = aten.threshold_backward(d_map1.view_as(h1), h1, 0)
+        of_conv1 = d1.t() @ windows0.view(-1, 16)
+        self._store("conv1.weight", of_conv1[:, :9])
+        self._store("conv1.bias", of_conv1[:, 9])
 
     @contextlib.contextmanager
     def meanwhile(self) -> Iterator[None]:
@@ -250,12 +279,68 @@ class GradientsByHand:
         self.gradients[name].copy_(gradient.reshape(self.gradients[name].shape))
 
     def _store_deconvolution(self, name: str, d: Tensor, windows: Windows) -> None:
-        """The gradients of a layer that is computed behind `as_convolution`, from d (B, H, W, 4 * O)."""
+        """The gradients of a layer that is computed behind `as_convolution`, from d (B * H * W, 4 * O)."""
         outputs = len(self.weights[f"{name}.bias"])
-        rows = (windows.rows.t() @ d.flatten(0, 2)).view(-1, 4, outputs)  # (4 taps * C, and more; phases; O)
+        rows = (windows.rows.t() @ d).view(-1, 4, outputs)  # (4 taps * C, and more; phases; O)
         weight = rows[:256].flatten(0, 1).index_select(0, self._places).view(64, 3, 3, outputs)
         self._store(f"{name}.weight", weight.permute(0, 3, 1, 2))
         self._store(f"{name}.bias", rows[256:260].diagonal().sum(1))
+
+
+class Layers(NamedTuple):
+    """Weights as the products take them."""
+
+    conv1: Tensor  # (32, 9)
+    conv1_bias: Tensor  # (32,)
+    conv2: Tensor  # (64, 9 * 32)
+    conv2_bias: Tensor  # (64,)
+    linear2: Tensor  # (Z, 3136), of the map (H, W, C)
+    linear2_bias: Tensor  # (3136,)
+    up1: Tensor  # (4 * 64, 2 * 2 * 64), deconv1 behind `as_convolution`
+    up1_bias: Tensor  # (4 * 64,)
+    up2: Tensor  # (4 * 32, 2 * 2 * 64), deconv2
+    up2_bias: Tensor  # (4 * 32,)
+    taps: Tensor  # (32, 4 * 4), conv3
+    mirrored: Tensor  # (4 * 4, 32), from the last to the first
+
+
+class Heads(NamedTuple):
+    """Those of mean and log-variance in one, in float32 always."""
+
+    weight: Tensor  # (2Z, 3136), of the map (H, W, C)
+    bias: Tensor  # (2Z,)
+
+
+def layers(w: Mapping[str, Tensor]) -> Layers:
+    """From the model's weights."""
+    linear2, linear2_bias = phases.to_map3(w["linear2.weight"], w["linear2.bias"])
+    taps = w["conv3.weight"][0].flatten(1)
+    return Layers(
+        w["conv1.weight"].flatten(1),
+        w["conv1.bias"],
+        in_rows(w["conv2.weight"]),
+        w["conv2.bias"],
+        linear2.t(),
+        linear2_bias,
+        in_rows(as_convolution(w["deconv1.weight"])),
+        w["deconv1.bias"].repeat(4),
+        in_rows(as_convolution(w["deconv2.weight"])),
+        w["deconv2.bias"].repeat(4),
+        taps,
+        taps.flip(1).t(),
+    )
+
+
+def heads(w: Mapping[str, Tensor]) -> Heads:
+    """From the model's weights."""
+    weight = torch.cat([w["linear1mean.weight"], w["linear1logvar.weight"]])
+    weight = weight.view(-1, 64, 49).transpose(1, 2).flatten(1)
+    return Heads(weight, torch.cat([w["linear1mean.bias"], w["linear1logvar.bias"]]))
+
+
+def as_taps(rows: Tensor, size: int) -> Tensor:
+    """The inverse of `in_rows`: (O, size * size * C) -> (O, C, size, size), channels-last."""
+    return rows.view(len(rows), size, size, -1).permute(0, 3, 1, 2)
 
 
 def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:

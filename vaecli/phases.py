@@ -8,43 +8,12 @@ Maps are (B, H, W, C) here, in one piece, and C numbers are whole units of 16 by
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaecli.layers import sum_of_taps
-
-
-class Weights(NamedTuple):
-    """Those of the decoder behind linear2, as the products take them."""
-
-    up1: Tensor  # (4 * 64, 2 * 2 * 64), deconv1 behind `as_convolution`
-    up1_bias: Tensor  # (4 * 64,)
-    up2: Tensor  # (4 * 32, 2 * 2 * 64), deconv2
-    up2_bias: Tensor  # (4 * 32,)
-    taps: Tensor  # (32, 4 * 4), conv3
-    bias: Tensor  # (1,)
-
-
-class Decoded(NamedTuple):
-    """The logits, and what their gradients take."""
-
-    phases4: Tensor  # (B, 8, 8, 4 * 64), deconv1's map
-    phases5: Tensor  # (B, 16, 16, 4 * 32), deconv2's map
-    logits: Tensor  # (B, 28, 28)
-
-
-def decode(map3: Tensor, w: Weights, windows3: "Windows", windows4: "Windows") -> Decoded:
-    """linear2's map (B, 7, 7, 64) -> logits, in the type of conv3's bias; the windows are of the maps 3 and 4."""
-    count = len(map3)
-    phases4 = relu_product(windows3.of(map3), w.up1, w.up1_bias).view(count, 8, 8, 256)
-    map4 = shuffled(phases4.view(count, 8, 8, 2, 2, 64)).view(count, 16, 16, 64)[:, :15, :15]
-    phases5 = relu_product(windows4.of(map4), w.up2, w.up2_bias)
-    planes = shuffled((phases5.view(-1, 32) @ w.taps).view(count, 16, 16, 2, 2, 16)).view(count, 32, 32, 4, 4)
-    logits = sum_of_taps(planes, w.bias.dtype)[:, :28, :28] + w.bias
-    return Decoded(phases4, phases5.view(count, 16, 16, 128), logits)
 
 
 def logits(
@@ -54,18 +23,24 @@ def logits(
     assert deconv1.bias is not None
     assert deconv2.bias is not None
     assert conv3.bias is not None
-    weights = Weights(
-        in_rows(as_convolution(deconv1.weight)),
-        deconv1.bias.repeat(4),
-        in_rows(as_convolution(deconv2.weight)),
-        deconv2.bias.repeat(4),
-        conv3.weight[0].flatten(1),
-        conv3.bias,
-    )
     weight, bias = to_map3(linear2.weight, linear2.bias)
     map3 = (z @ weight.t()).add_(bias).relu_().view(-1, 7, 7, 64)
     windows3, windows4 = (Windows(len(z), (size, size, 64), 2, like=map3) for size in (7, 15))
-    return decode(map3, weights, windows3, windows4).logits.unsqueeze(1)
+    phases4 = relu_product(windows3.of(map3), in_rows(as_convolution(deconv1.weight)), deconv1.bias.repeat(4))
+    windows = windows4.of(to_map4(phases4))
+    phases5 = relu_product(windows, in_rows(as_convolution(deconv2.weight)), deconv2.bias.repeat(4))
+    return to_logits(phases5.view(-1, 32) @ conv3.weight[0].flatten(1), conv3.bias).unsqueeze(1)
+
+
+def to_map4(phases4: Tensor) -> Tensor:
+    """deconv1's phases (B*8*8, 4*64) -> its map (B, 15, 15, 64)."""
+    return shuffled(phases4.view(-1, 8, 8, 2, 2, 64)).view(-1, 16, 16, 64)[:, :15, :15]
+
+
+def to_logits(planes: Tensor, bias: Tensor) -> Tensor:
+    """Products of deconv2's phases with conv3's taps (B*16*16*4, 16) -> logits (B, 28, 28), in the bias's type."""
+    planes = shuffled(planes.view(-1, 16, 16, 2, 2, 16)).view(-1, 32, 32, 4, 4)
+    return sum_of_taps(planes, bias.dtype)[:, :28, :28] + bias
 
 
 class Windows:

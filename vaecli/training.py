@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from vaecli.by_hand import GradientsByHand, pieces
+from vaecli.by_hand import pieces
 from vaecli.engine import Losses, to_unit
 from vaecli.errors import DivergedError
+from vaecli.fused import gradients_by_hand
 from vaecli.loss import Terms, negative_elbo
 from vaecli.mixed import in_bf16
 from vaecli.model import ConvVAE
@@ -196,10 +197,10 @@ class _Steps:
         self._images = torch.zeros(count + size, 28, 28, dtype=torch.uint8, device=device)
         self._eps = torch.zeros(count + size, self._model.z_dim, device=device)
         self._seen = torch.zeros(2, count, device=device)
-        self._rows = torch.arange(size, device=device)  # of this batch (B,)
-        self._starts = torch.arange(0, count - size + 1, size, device=device)  # the first row of each batch (N // B,)
+        self._rows = torch.arange(size, device=device)  # of the batch that is read (B,)
+        self._ends = torch.arange(size, count + 1, size, device=device)  # behind the last row of each batch (N // B,)
         self._optimizer.prepare()
-        self._compute = GradientsByHand(self._model, size, torch.bfloat16 if trainer.bf16 else torch.float32)
+        self._compute = gradients_by_hand(self._model, size, torch.bfloat16 if trainer.bf16 else torch.float32)
 
     def begin(self, order: Tensor, eps: Tensor) -> Tensor:
         """Take an epoch's images in this order, with this noise; returns where its terms (2, N) will be."""
@@ -210,23 +211,24 @@ class _Steps:
 
     def step(self) -> None:
         """The step of Adam on the next batch."""
-        with self._compute.meanwhile():
-            self._optimizer.begin_step()
-        self._compute(self._kl_weight, update=self._update, read_next=self._read_next)
+        self._compute(self._kl_weight, begin=self._begin, update=self._update, read_next=self._read_next)
+
+    def _begin(self) -> None:
+        self._optimizer.begin_step()
+        self._rows += len(self._rows)
 
     def _rewind(self) -> None:
         torch.arange(len(self._rows), out=self._rows)
         self._read()
 
     def _read(self) -> None:
-        self._compute.read(self._images[self._rows], self._eps[self._rows])
+        self._compute.read(self._images, self._eps, self._rows)
 
     def _read_next(self, terms: Tensor) -> None:
         # By comparing: writing at an index, torch would sort these first, to be deterministic.
-        batches, size = len(self._starts), len(self._rows)
+        batches, size = len(self._ends), len(self._rows)
         full = self._seen[:, : batches * size].view(2, batches, size)
-        torch.where((self._starts == self._rows[0])[:, None], terms[:, None], full, out=full)
-        self._rows += size
+        torch.where((self._ends == self._rows[0])[:, None], terms[:, None], full, out=full)
         self._read()
 
     def _update(self, *layers: str) -> None:
