@@ -1,5 +1,8 @@
 """The faster forms of layers compute what torch's own layers do, forwards and backwards."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,6 +61,28 @@ def test_deconvolve_is_the_layer(device: str) -> None:
     parameters = (h, *layer.parameters())
     for one, other in zip(gradients(ours, *parameters), gradients(theirs, *parameters), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("form", "layer", "size"),
+    [(deconvolve, nn.ConvTranspose2d(6, 5, 3, stride=2), (4, 3)), (convolve_to_one, nn.Conv2d(6, 1, (4, 2)), (9, 7))],
+    ids=["deconvolve", "convolve_to_one"],
+)
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_forms_for_bf16_have_the_layer_s_gradients(
+    form: Callable[[nn.Module, Tensor], Tensor],
+    layer: nn.Module,
+    size: tuple[int, int],
+    memory_format: torch.memory_format,
+) -> None:
+    layer = layer.train().bfloat16()
+    h = torch.randn(3, 6, *size).bfloat16().to(memory_format=memory_format).requires_grad_()
+    ours = gradients(form(layer, h), h, *layer.parameters())
+    exact = copy.deepcopy(layer).double()
+    wide = h.detach().double().requires_grad_()
+    theirs = gradients(exact(wide), wide, *exact.parameters())
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.double() - other).norm() <= 0.01 * other.norm()
 
 
 @pytest.mark.parametrize("dims", [2, 9])  # fewer and more than images: the two ways to compute it

@@ -4,7 +4,7 @@ autograd calls kernels that wait for each other, a few of them slow: cuDNN's and
 one channel, for transposed convolutions and for the heads' few outputs. Here are other forms of these, and
 whatever the next layer does not wait for, the gradients of weights, Adam and the terms of the loss, is
 computed aside, on streams of its own. As one CUDA graph a step of 100 images takes 0.24 ms in bf16
-instead of 0.71, in float32 0.58 instead of 2.75 (H200, torch 2.11), and with `fused` 0.16 and 0.51. On a
+instead of 0.71, in float32 0.58 instead of 2.75 (H200, torch 2.11), and with `fused` 0.16 and 0.50. On a
 CPU autograd's kernels are the faster ones, 71 instead of 102 ms (two Zen 3 cores, torch 2.14, medians of 7).
 
 `h` is what a layer's ReLU has let through, `d` the objective's gradient before the ReLU. Maps are

@@ -1,7 +1,7 @@
 """The training step and its epoch, on a CPU and on a GPU.
 
 What made it fast has its figures where it is done: channels-last in `engine.prepare`, memory that is
-kept in `allocator`, faster forms of layers in `layers`, and what a GPU computes in `by_hand`. Here it is
+kept in `allocator`, faster forms of layers in `layers`, and what a GPU computes in `by_hand` and `fused`. Here it is
 that the split is one uint8 tensor, that losses stay on the device until someone asks, and that Adam
 takes all parameters at once. `make bench` measures the whole.
 """
