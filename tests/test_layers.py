@@ -82,7 +82,7 @@ def test_forms_for_bf16_have_the_layer_s_gradients(
     wide = h.detach().double().requires_grad_()
     theirs = gradients(exact(wide), wide, *exact.parameters())
     for one, other in zip(ours, theirs, strict=True):
-        assert (one.double() - other).norm() <= 0.01 * other.norm()
+        assert (one.double() - other).norm() <= 0.01 * other.norm() + 1e-3
 
 
 @pytest.mark.parametrize("dims", [2, 9])  # fewer and more than images: the two ways to compute it
