@@ -184,9 +184,10 @@ def test_races_are_found() -> None:
     assert races.found == ["freed before aten.add.Tensor"]
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("streams", [1, 2, 3, 6, 20])
+@pytest.mark.parametrize(
+    ("streams", "fused"), [(1, False), (2, False), (3, False), (6, False), (20, False), (2, True), (6, True)]
+)
 def test_no_two_streams_are_at_the_same_memory(
     digits: data.Split, monkeypatch: pytest.MonkeyPatch, streams: int, bf16: bool, fused: bool
 ) -> None:
@@ -197,7 +198,7 @@ def test_no_two_streams_are_at_the_same_memory(
         steps = _Steps(Trainer(model, digits.images[:9], schedule=Schedule(1e-3), batch_size=3, bf16=bf16))
         if fused:
             dtype = torch.bfloat16 if bf16 else torch.float32
-            steps._compute = FusedGradients(model, 3, dtype, KernelsThatTouch())
+            steps._compute = FusedGradients(model, 3, dtype, KernelsThatTouch(model.parameters()))
         races = Races()
         steps._compute._aside = [Stream(races, number + 1) for number in range(streams)]  # type: ignore[misc]
         monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream(races, races.stream))
@@ -209,6 +210,11 @@ def test_no_two_streams_are_at_the_same_memory(
         return races.found
 
     assert not found()
+    if fused:
+        with monkeypatch.context() as patch:  # weights that are read while Adam is at them
+            store = FusedGradients._store_conv1
+            patch.setattr(FusedGradients, "_store_conv1", lambda one, *given: (one._layers(), store(one, *given)))
+            assert found()
     wait = Stream.wait_stream
     for deaf in (MAIN, 1):
         monkeypatch.setattr(

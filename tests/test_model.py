@@ -126,6 +126,15 @@ def test_an_eval_model_has_all_of_autograd() -> None:
         torch.testing.assert_close(torch.func.jacfwd(function)(place), torch.func.jacrev(function)(place))
 
 
+def test_an_eval_model_has_all_of_autograd_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second derivatives, too, in bf16."""
+    monkeypatch.setattr("vaecli.layers.has_amx", lambda: True)
+    model = new_model(2, seed=0).bfloat16().eval()
+    z = torch.ones(1, 2, dtype=torch.bfloat16)
+    hessian = torch.autograd.functional.hessian(lambda z: model.decode(z).sigmoid().sum(), z)  # type: ignore[no-untyped-call]
+    assert hessian.abs().sum() > 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("z_dim", [1, 4])
 def test_a_posterior_is_its_owners_to_change(z_dim: int, count: int) -> None:

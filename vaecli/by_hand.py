@@ -1,11 +1,11 @@
 """A batch's gradients with every operation written out, as a GPU computes them fastest.
 
 autograd calls kernels that wait for each other, a few of them slow: cuDNN's and cuBLAS's for layers with
-one channel, for transposed convolutions and for the heads' few outputs. Here are other forms of these, and
-whatever the next layer does not wait for, the gradients of weights, Adam and the terms of the loss, is
-computed aside, on streams of its own. As one CUDA graph a step of 100 images takes 0.24 ms in bf16
-instead of 0.71, in float32 0.58 instead of 2.75 (H200, torch 2.11), and with `fused` 0.16 and 0.50. On a
-CPU autograd's kernels are the faster ones, 71 instead of 102 ms (two Zen 3 cores, torch 2.14, medians of 7).
+one channel and for transposed convolutions. Here are other forms of these, and whatever the next layer does
+not wait for, the gradients of weights, Adam and the terms of the loss, is computed aside, on streams of its
+own. As one CUDA graph, and with the kernels of `fused`, a step of 100 images takes 0.16 ms in bf16 instead of
+0.71, in float32 0.50 instead of 2.75 (H200, torch 2.11). On a CPU autograd's kernels are the faster
+ones, 63 instead of 100 ms (two Zen 3 cores, torch 2.14, medians of 3 runs in turn).
 
 `h` is what a layer's ReLU has let through, `d` the objective's gradient before the ReLU. Maps are
 (B, H, W, C), in one piece.
@@ -13,6 +13,7 @@ CPU autograd's kernels are the faster ones, 71 instead of 102 ms (two Zen 3 core
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -32,14 +33,14 @@ class GradientsByHand:
     """The terms of the loss and the gradients of the objective, for batches of one size.
 
     Arguments:
-        model: as `engine.prepare` makes it; its weights are read at each call.
+        model: as `engine.prepare` makes it; its weights are read at each call, and must stay where they are.
         batch_size: images of each batch.
         dtype: of all but what `mixed` leaves out; float32 or bfloat16, or that of a model in float64.
 
     `gradients` holds a tensor for each parameter, by name, which each call overwrites.
     """
 
-    STREAMS = 6  # aside, taking turns: with 3 a step takes 5% longer, with 2 22%; 8 are not better
+    STREAMS = 6  # aside, taking turns: with 3 a step took 5% longer, with 2 22% (before `fused`)
 
     def __init__(self, model: ConvVAE, batch_size: int, dtype: torch.dtype) -> None:
         self.weights = dict(model.named_parameters())
@@ -49,13 +50,6 @@ class GradientsByHand:
         streams = self.STREAMS if self._device.type == "cuda" else 0
         self._aside = [torch.cuda.Stream(self._device) for _ in range(streams)]  # type: ignore[no-untyped-call]
         self._busy: list[torch.cuda.Stream] = []
-        # Copies, for Adam changes a layer while others go on.
-        self._narrow = {
-            name: torch.empty_like(weight, dtype=dtype)
-            for name, weight in self.weights.items()
-            if not name.startswith(FLOAT32)
-        }
-        self._cast = pieces(self._narrow.values()), pieces(self.weights[name] for name in self._narrow)
 
         def zeros(*size: int) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=self._device)
@@ -106,9 +100,9 @@ class GradientsByHand:
     ) -> Tensor:
         """The terms (2, B) of the batch.
 
-        `begin` is called first, `update` hears the names of layers whose gradients are there, and which are not
-        read any more, and `read_next` gets the terms when the batch is not read any more. They are called
-        aside, but for the first layer's update, which is the last.
+        `begin` is called before the others, `update` hears the names of layers whose gradients are there, and
+        which are not read any more, and `read_next` gets the terms when the batch is not read any more. They
+        are called aside, but for the first layer's update, which is the last.
 
         What two streams share keeps its name to the end: the memory of a tensor without one is given away at
         once, and the other stream may not be through with it.
@@ -165,12 +159,18 @@ class GradientsByHand:
 
     # What lies between the products. `fused` has each of these as one kernel.
 
+    @cached_property
+    def _copies(self) -> dict[str, Tensor]:
+        """Memory for the weights in `dtype`; copies, for Adam changes a layer while others go on."""
+        names = (name for name in self.weights if not name.startswith(FLOAT32))
+        return {name: torch.empty_like(self.weights[name], dtype=self.dtype) for name in names}
+
     def _layers(self) -> "Layers":
-        torch._foreach_copy_(*self._cast)
-        return layers(self.weights | self._narrow)
+        torch._foreach_copy_(pieces(self._copies.values()), pieces(self.weights[name] for name in self._copies))
+        return arranged_layers(self.weights | self._copies)
 
     def _heads(self) -> "Heads":
-        return heads(self.weights)
+        return arranged_heads(self.weights)
 
     def _conv1(self, w: "Layers") -> tuple[Tensor, Tensor]:
         """conv1's map (B*14*14, 32) and its windows."""
@@ -201,7 +201,7 @@ class GradientsByHand:
         """The slopes that each of deconv2's pixels has a part in (B*16*16*4, 16), and the gradient at its phases."""
         around = self._slopes.unfold(1, 4, 1).permute(0, 1, 2, 4, 3).reshape(-1, 16, 2, 16, 2, 16).transpose(2, 3)
         around = around.reshape(-1, 16)
-        d5 = around @ (w.mirrored / len(self._eps))
+        d5 = (around @ w.mirrored).div_(len(self._eps))
         return around, aten.threshold_backward(d5.view_as(phases5), phases5, 0)
 
     def _gradient_of_phases(self, d_map4: Tensor, phases4: Tensor) -> Tensor:
@@ -311,7 +311,7 @@ class Heads(NamedTuple):
     bias: Tensor  # (2Z,)
 
 
-def layers(w: Mapping[str, Tensor]) -> Layers:
+def arranged_layers(w: Mapping[str, Tensor]) -> Layers:
     """From the model's weights."""
     linear2, linear2_bias = phases.to_map3(w["linear2.weight"], w["linear2.bias"])
     taps = w["conv3.weight"][0].flatten(1)
@@ -331,7 +331,7 @@ def layers(w: Mapping[str, Tensor]) -> Layers:
     )
 
 
-def heads(w: Mapping[str, Tensor]) -> Heads:
+def arranged_heads(w: Mapping[str, Tensor]) -> Heads:
     """From the model's weights."""
     weight = torch.cat([w["linear1mean.weight"], w["linear1logvar.weight"]])
     weight = weight.view(-1, 64, 49).transpose(1, 2).flatten(1)

@@ -25,9 +25,10 @@ struct alignas(4 * sizeof(number)) Four { number of[4]; };
 constexpr int MAP = 7 * 7 * 64;          // linear2's map, and conv2's
 constexpr int THREADS = 7 * 64, WARPS = THREADS / 32;  // a row of it
 constexpr int Z_ROW = (Z / 8 + 1) * 8;   // codes, with ones behind them
-constexpr int ROWS_AT_ONCE = Z > 8 ? 1 : 7;  // of a map, as far as there are registers, and patience with the compiler
+constexpr int ROWS_AT_ONCE = Z > 8 ? 1 : 7;  // of a map: with Z = 32 all compile in 1.3 s, with 7 rows in 2
 constexpr int ROW1 = 9 * 32 + 8, ROW3 = 4 * 64 + 8, ROW4 = ROW3;  // of windows, with ones behind them
 
+// Lets NaN through, as far as the loss, where it is noticed; its gradients need not.
 __device__ inline float relu(float f) { return f > 0 || f != f ? f : 0; }
 
 // The sums over the block of each thread's `numbers`, for each warp.

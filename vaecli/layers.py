@@ -37,7 +37,8 @@ def deconvolve(layer: nn.ConvTranspose2d, h: Tensor) -> Tensor:
     float32, 4.9 instead of 0.14 in bf16.
     """
     assert layer.bias is not None
-    if h.dtype == torch.bfloat16 and h.device.type == "cpu" and h.shape[2] < 10:
+    small = h.shape[2] * h.shape[3] < 100  # deconv1's map, not deconv2's
+    if layer.training and small and _in_tiles(h):
         h = _Deconvolve.apply(h, layer.weight.to(h.dtype))  # they differ under autocast, in which a notebook may train
     else:
         h = F.conv_transpose2d(h, layer.weight, stride=layer.stride)
@@ -51,7 +52,7 @@ def convolve_to_one(layer: nn.Conv2d, h: Tensor) -> Tensor:
     8.0 backward in float32, where the forms below take 1.8 and 1.7; in bf16 3.0 and 4.7, here 2.1 and 1.7.
     """
     assert layer.bias is not None
-    weight = layer.weight.to(h.dtype)
+    weight = layer.weight.to(h.dtype)  # as above
     # The faster backward is no differentiable function itself, so it is kept for training.
     logits = _ToOne.apply(h, weight) if layer.training else _to_one(h, weight)
     return logits + layer.bias  # a float32 bias makes float32 of bf16
@@ -102,16 +103,26 @@ class _ToOne(torch.autograd.Function):
         mirrored = weight.transpose(0, 1).flip(2, 3)  # (C, 1, rows, columns)
         padding = (weight.shape[2] - 1, weight.shape[3] - 1)
         to_h = F.conv2d(gradient, mirrored, padding=padding)
-        if h.dtype == torch.bfloat16 and h.device.type == "cpu":
+        if _in_tiles(h):
             return to_h, _weight_gradient(h, gradient, weight)
         to_mirrored = conv2d_weight(gradient, mirrored.shape, h, padding=padding)  # type: ignore[no-untyped-call]
         return to_h, to_mirrored.flip(2, 3).transpose(0, 1)
 
 
-def _weight_gradient(h: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """The same as one product of all pixels, for each tap those that it was multiplied with.
+def _in_tiles(h: Tensor) -> bool:
+    """Whether this is computed with AMX, whose products outrun oneDNN's convolutions."""
+    return h.dtype == torch.bfloat16 and h.device.type == "cpu" and has_amx()
 
-    With AMX 1.5 instead of the convolution's 2.9 in bf16, but in float32 2.5 instead of 2.3.
+
+def has_amx() -> bool:
+    """Whether this machine's processor has AMX for bfloat16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def _weight_gradient(h: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """That of `_to_one` as one product of all pixels, for each tap those that it was multiplied with.
+
+    With AMX 1.5 instead of the convolution's 2.9 in bf16; in float32 2.5 instead of 2.3.
     """
     (batch, channels, height, width), (rows, columns) = h.shape, weight.shape[2:]
     around = F.pad(gradient[:, 0], (columns - 1, columns - 1, rows - 1, rows - 1))
@@ -141,7 +152,7 @@ class _Deconvolve(torch.autograd.Function):
         windows = gradient.as_strided(
             (batch, height, width, rows, columns, outputs), (image, 2 * row, 2 * pixel, row, pixel, channel)
         )
-        windows = windows.reshape(batch * height * width, -1)
+        windows = windows.reshape(batch * height * width, rows * columns * outputs)
         taps = weight.permute(0, 2, 3, 1)  # (C, rows, columns, O)
         to_h = (windows @ taps.flatten(1).t()).view(batch, height, width, channels).permute(0, 3, 1, 2)
         to_taps = h.permute(0, 2, 3, 1).reshape(-1, channels).t() @ windows

@@ -8,6 +8,7 @@ Maps are (B, H, W, C) here, in one piece, and C numbers are whole units of 16 by
 """
 
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,14 @@ class Windows:
     ) -> None:
         height, width, channels = shape
         self._size, self._stride, self._columns = size, stride, size * size * channels
-        self._bordered = like.new_zeros(batch, height + 2, width + 2, channels)
+        self._like, self._shape = like, (batch, height + 2, width + 2, channels)
         self.shape = batch, (height + 2 - size) // stride + 1, (width + 2 - size) // stride + 1
         self.rows = like.new_empty(math.prod(self.shape), self._columns + more)
+
+    @cached_property
+    def _bordered(self) -> Tensor:
+        """Memory for the map and zeros around it, which `fused` does without."""
+        return self._like.new_zeros(self._shape)
 
     def of(self, h: Tensor) -> Tensor:
         """Those of this map (B, H, W, C): (B * H' * W', size * size * C)."""

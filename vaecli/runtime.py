@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from vaecli.errors import VaeError
+from vaecli.layers import has_amx
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,7 +53,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":  # pragma: no cover-cuda
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
+    if device.type == "cpu" and has_amx():
         return "bf16"
     return "fp32"
 
