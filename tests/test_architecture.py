@@ -26,6 +26,7 @@ LAYERS = (
     {"training", "measures", "reference"},
     {"fused"},
     {"by_hand"},
+    {"arranged"},
     {"engine", "data", "checkpoint", "codes", "grids", "plots.scatter", "plots.curves"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
     {"loss", "mixed"},

@@ -12,19 +12,19 @@ ones, 63 instead of 100 ms (two Zen 3 cores, torch 2.14, medians of 3 runs in tu
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vaecli import phases
+from vaecli.arranged import Heads, Layers, arranged_heads, arranged_layers
 from vaecli.loss import kl, reconstruction
 from vaecli.mixed import FLOAT32
 from vaecli.model import ConvVAE, Gaussian
-from vaecli.phases import Windows, as_convolution, as_deconvolution, in_rows, relu_product
+from vaecli.phases import Windows, as_deconvolution, as_taps, relu_product
 
 aten = torch.ops.aten
 
@@ -165,19 +165,19 @@ class GradientsByHand:
         names = (name for name in self.weights if not name.startswith(FLOAT32))
         return {name: torch.empty_like(self.weights[name], dtype=self.dtype) for name in names}
 
-    def _layers(self) -> "Layers":
+    def _layers(self) -> Layers:
         torch._foreach_copy_(pieces(self._copies.values()), pieces(self.weights[name] for name in self._copies))
         return arranged_layers(self.weights | self._copies)
 
-    def _heads(self) -> "Heads":
+    def _heads(self) -> Heads:
         return arranged_heads(self.weights)
 
-    def _conv1(self, w: "Layers") -> tuple[Tensor, Tensor]:
+    def _conv1(self, w: Layers) -> tuple[Tensor, Tensor]:
         """conv1's map (B*14*14, 32) and its windows."""
         h1 = relu_product(self._windows0[..., :9].flatten(0, 2), w.conv1, w.conv1_bias)
         return h1, self._windows1.of(h1.view(-1, 14, 14, 32))
 
-    def _through_codes(self, h2: Tensor, heads: "Heads", w: "Layers") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _through_codes(self, h2: Tensor, heads: Heads, w: Layers) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes (B, 2Z), z's distances from the means (B, Z), linear2's map (B, 3136) and its windows."""
         codes = torch.addmm(heads.bias, h2.to(self._wide).view(len(self._eps), -1), heads.weight.t())
         mean, logvar = codes.chunk(2, dim=1)
@@ -197,7 +197,7 @@ class GradientsByHand:
         torch.sub(logits.sigmoid().unsqueeze(3).expand(-1, -1, -1, 4), self._x.unsqueeze(3), out=to_slopes)
         return logits
 
-    def _back_through_conv3(self, w: "Layers", phases5: Tensor) -> tuple[Tensor, Tensor]:
+    def _back_through_conv3(self, w: Layers, phases5: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes that each of deconv2's pixels has a part in (B*16*16*4, 16), and the gradient at its phases."""
         around = self._slopes.unfold(1, 4, 1).permute(0, 1, 2, 4, 3).reshape(-1, 16, 2, 16, 2, 16).transpose(2, 3)
         around = around.reshape(-1, 16)
@@ -218,7 +218,7 @@ class GradientsByHand:
         codes: Tensor,
         reach: Tensor,
         kl_weight: Tensor,
-        heads: "Heads",
+        heads: Heads,
         h2: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients before linear2's ReLU (B, 3136), at the codes (B, 2Z) and before conv2's ReLU (B*7*7, 64)."""
@@ -285,62 +285,6 @@ class GradientsByHand:
         weight = rows[:256].flatten(0, 1).index_select(0, self._places).view(64, 3, 3, outputs)
         self._store(f"{name}.weight", weight.permute(0, 3, 1, 2))
         self._store(f"{name}.bias", rows[256:260].diagonal().sum(1))
-
-
-class Layers(NamedTuple):
-    """Weights as the products take them."""
-
-    conv1: Tensor  # (32, 9)
-    conv1_bias: Tensor  # (32,)
-    conv2: Tensor  # (64, 9 * 32)
-    conv2_bias: Tensor  # (64,)
-    linear2: Tensor  # (Z, 3136), of the map (H, W, C)
-    linear2_bias: Tensor  # (3136,)
-    up1: Tensor  # (4 * 64, 2 * 2 * 64), deconv1 behind `as_convolution`
-    up1_bias: Tensor  # (4 * 64,)
-    up2: Tensor  # (4 * 32, 2 * 2 * 64), deconv2
-    up2_bias: Tensor  # (4 * 32,)
-    taps: Tensor  # (32, 4 * 4), conv3
-    mirrored: Tensor  # (4 * 4, 32), from the last to the first
-
-
-class Heads(NamedTuple):
-    """Those of mean and log-variance in one, in float32 always."""
-
-    weight: Tensor  # (2Z, 3136), of the map (H, W, C)
-    bias: Tensor  # (2Z,)
-
-
-def arranged_layers(w: Mapping[str, Tensor]) -> Layers:
-    """From the model's weights."""
-    linear2, linear2_bias = phases.to_map3(w["linear2.weight"], w["linear2.bias"])
-    taps = w["conv3.weight"][0].flatten(1)
-    return Layers(
-        w["conv1.weight"].flatten(1),
-        w["conv1.bias"],
-        in_rows(w["conv2.weight"]),
-        w["conv2.bias"],
-        linear2.t(),
-        linear2_bias,
-        in_rows(as_convolution(w["deconv1.weight"])),
-        w["deconv1.bias"].repeat(4),
-        in_rows(as_convolution(w["deconv2.weight"])),
-        w["deconv2.bias"].repeat(4),
-        taps,
-        taps.flip(1).t(),
-    )
-
-
-def arranged_heads(w: Mapping[str, Tensor]) -> Heads:
-    """From the model's weights."""
-    weight = torch.cat([w["linear1mean.weight"], w["linear1logvar.weight"]])
-    weight = weight.view(-1, 64, 49).transpose(1, 2).flatten(1)
-    return Heads(weight, torch.cat([w["linear1mean.bias"], w["linear1logvar.bias"]]))
-
-
-def as_taps(rows: Tensor, size: int) -> Tensor:
-    """The inverse of `in_rows`: (O, size * size * C) -> (O, C, size, size), channels-last."""
-    return rows.view(len(rows), size, size, -1).permute(0, 3, 1, 2)
 
 
 def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:

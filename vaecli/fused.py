@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vaecli.by_hand import GradientsByHand, Heads, Layers, arranged_heads, arranged_layers
+from vaecli.arranged import Heads, Layers, arranged_heads, arranged_layers
+from vaecli.by_hand import GradientsByHand
 from vaecli.model import ConvVAE
 
 MOST_Z = 32  # a thread keeps two numbers for each

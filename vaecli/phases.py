@@ -95,6 +95,11 @@ def in_rows(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
+def as_taps(rows: Tensor, size: int) -> Tensor:
+    """The inverse of `in_rows`: (O, size * size * C) -> (O, C, size, size), channels-last."""
+    return rows.view(len(rows), size, size, -1).permute(0, 3, 1, 2)
+
+
 def as_convolution(weight: Tensor) -> Tensor:
     """Weights (4 * O, C, 2, 2) of a convolution that does the work of those (C, O, 3, 3) of a transposed one.
 
