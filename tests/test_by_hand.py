@@ -6,13 +6,13 @@ from kernels_on_cpu import KernelsThatTouch
 from races import MAIN, Races, Stream
 
 from vaecli import data, engine
-from vaecli.by_hand import GradientsByHand, pieces
+from vaecli.by_hand import GradientsByHand
 from vaecli.errors import DivergedError
 from vaecli.fused import FusedGradients
 from vaecli.loss import negative_elbo
 from vaecli.runtime import be_exact
 from vaecli.schedule import Schedule
-from vaecli.training import Trainer, _Steps
+from vaecli.training import Trainer, _Steps, pieces
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

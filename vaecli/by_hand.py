@@ -12,7 +12,7 @@ ones, 63 instead of 100 ms (two Zen 3 cores, torch 2.14, medians of 3 runs in tu
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -64,7 +64,7 @@ class GradientsByHand:
             Windows(batch_size, (size, size, 64), 2, like=self._image, more=8) for size in (7, 15)
         )
         for windows in (self._windows1, self._windows3, self._windows4):
-            windows.rows.zero_()
+            windows.rows.zero_()  # kernels write no more than the map, and leave what lies beyond its border
         self._windows1.rows[:, 288:] = 1
         for windows in (self._windows3, self._windows4):
             # A column for each phase, of which the last odd row and column lie outside.
@@ -132,7 +132,7 @@ class GradientsByHand:
             self._store("conv3.weight", of_conv3.t() / count)
             self._store("conv3.bias", self._slopes[..., 0].sum((1, 2), dtype=self._wide).mean())
             update("conv3")
-        # Before what is computed aside, for a GPU begins with it then: a step takes 161 instead of 165 us.
+        # Before what is computed aside, for a GPU begins with it then: 161 instead of 165 us a step (H200, a run each).
         d_map4 = input_gradient(d5.view(count, 16, 16, 128), (count, 15, 15, 64), as_taps(w.up2, 2))
         with self.meanwhile():
             self._store_deconvolution("deconv2", d5, self._windows4)
@@ -142,7 +142,7 @@ class GradientsByHand:
         with self.meanwhile():
             self._store_deconvolution("deconv1", d4, self._windows3)
             update("deconv1")
-        d3, d_codes, d2 = self._back_through_codes(d_map3, h3, w.linear2, codes, reach, kl_weight, heads, h2)
+        d3, d_codes, d2 = self._back_through_codes(d_map3, h3, w.linear2, codes, reach, kl_weight, heads.weight, h2)
         with self.meanwhile():
             self._store_at_codes(h2, d_codes, d3)
             update("linear1mean", "linear1logvar", "linear2")
@@ -166,7 +166,7 @@ class GradientsByHand:
         return {name: torch.empty_like(self.weights[name], dtype=self.dtype) for name in names}
 
     def _layers(self) -> Layers:
-        torch._foreach_copy_(pieces(self._copies.values()), pieces(self.weights[name] for name in self._copies))
+        torch._foreach_copy_(list(self._copies.values()), [self.weights[name] for name in self._copies])
         return arranged_layers(self.weights | self._copies)
 
     def _heads(self) -> Heads:
@@ -218,8 +218,9 @@ class GradientsByHand:
         codes: Tensor,
         reach: Tensor,
         kl_weight: Tensor,
-        heads: Heads,
+        heads: Tensor,
         h2: Tensor,
+        /,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients before linear2's ReLU (B, 3136), at the codes (B, 2Z) and before conv2's ReLU (B*7*7, 64)."""
         d3 = aten.threshold_backward(d_map3.view_as(h3), h3, 0)
@@ -227,7 +228,7 @@ class GradientsByHand:
         mean, logvar = codes.chunk(2, dim=1)
         of_kl = kl_weight / len(codes) * torch.cat([mean, torch.expm1(logvar) / 2], 1)
         d_codes = of_kl + torch.cat([dz, dz * reach / 2], 1)
-        return d3, d_codes, aten.threshold_backward((d_codes @ heads.weight).to(self.dtype).view_as(h2), h2, 0)
+        return d3, d_codes, aten.threshold_backward((d_codes @ heads).to(self.dtype).view_as(h2), h2, 0)
 
     def _store_at_codes(self, h2: Tensor, d_codes: Tensor, d3: Tensor) -> None:
         """The gradients of heads and linear2."""
@@ -285,20 +286,6 @@ class GradientsByHand:
         weight = rows[:256].flatten(0, 1).index_select(0, self._places).view(64, 3, 3, outputs)
         self._store(f"{name}.weight", weight.permute(0, 3, 1, 2))
         self._store(f"{name}.bias", rows[256:260].diagonal().sum(1))
-
-
-def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors, as they lie in memory, in pieces of 2,048 numbers, or of more if there would be too many pieces.
-
-    Lists of these go together if the tensors lie alike in memory, as parameters, gradients and moments do.
-
-    A kernel for lists of tensors gives up to 65,536 numbers of one to one block of threads: for deconv1 Adam
-    takes 5.7 us in pieces of 8,192 and 3.3 in these. But one launch takes only some dozens of them.
-    """
-    flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-    size = sum(map(len, flat)) // 32 // 8 * 8  # 8 numbers of bf16 are 16 bytes, which a thread reads at once
-    size = min(65_536, max(2048, size))
-    return [piece for tensor in flat for piece in torch.split(tensor, size)]
 
 
 def input_gradient(d: Tensor, shape: tuple[int, ...], weight: Tensor, stride: int = 1) -> Tensor:

@@ -157,19 +157,9 @@ class FusedGradients(GradientsByHand):
         self._kernels("gradient_of_phases", (self._units, 1), 256, d_map4, phases4, d4)
         return d4
 
-    def _back_through_codes(
-        self,
-        d_map3: Tensor,
-        h3: Tensor,
-        linear2: Tensor,
-        codes: Tensor,
-        reach: Tensor,
-        kl_weight: Tensor,
-        heads: Heads,
-        h2: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _back_through_codes(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _, h3, _, codes, _, _, _, h2 = given
         gradients = torch.empty_like(h3), torch.empty_like(codes), torch.empty_like(h2)
-        given = d_map3, h3, linear2, codes, reach, kl_weight, heads.weight, h2
         self._kernels("back_through_codes", (self._count, 1), OF_AN_IMAGE, *given, *gradients)
         return gradients
 

@@ -8,13 +8,12 @@ takes all parameters at once. `make bench` measures the whole.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from vaecli.by_hand import pieces
 from vaecli.engine import Losses, to_unit
 from vaecli.errors import DivergedError
 from vaecli.fused import gradients_by_hand
@@ -181,6 +180,20 @@ class Adam(torch.optim.Adam):
             amsgrad=False,
             maximize=False,
         )
+
+
+def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors, as they lie in memory, in pieces of 2,048 numbers, or of more if there would be too many pieces.
+
+    Lists of these go together if the tensors lie alike in memory, as parameters, gradients and moments do.
+
+    A kernel for lists of tensors gives up to 65,536 numbers of one to one block of threads: for deconv1 Adam
+    takes 5.7 us in pieces of 8,192 and 3.3 in these. But one launch takes only some dozens of them.
+    """
+    flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    size = sum(map(len, flat)) // 32 // 8 * 8  # 8 numbers of bf16 are 16 bytes, which a thread reads at once
+    size = min(65_536, max(2048, size))
+    return [piece for tensor in flat for piece in torch.split(tensor, size)]
 
 
 class _Steps:
