@@ -20,6 +20,7 @@ from vaecli.services.resume import Trained
 from vaecli.services.train import train
 
 DIGITS = Path(__file__).parent / "data"  # IDX: 500 training and 150 test images of MNIST
+FEW = Path(__file__).parent / "few.npz"  # the first 100 and 30 of them, for tests that train often
 TINY = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device": "cpu"}
 
 INKS = ("navy", "maroon", "darkgreen", "black", "purple", "indigo", "#333", "brown", "darkslategray", "#402000")

@@ -48,7 +48,6 @@ class Races(TorchDispatchMode):
         self.stream, self.found = MAIN, list[str]()
         self._clocks: defaultdict[int, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
         self._memory: dict[int, Memory] = {}
-        self._freed: list[Memory] = []
 
     def wait(self, stream: int, other: int) -> None:
         """Whatever `stream` does from now on is after all that `other` has done."""
@@ -90,12 +89,11 @@ class Races(TorchDispatchMode):
         return earlier.time <= self._clocks[stream][earlier.stream]
 
     def _free(self) -> None:
-        """Before an event: what has no name any more is memory that this stream may be about to take."""
-        for key in [key for key, memory in self._memory.items() if memory.storage.expired()]:  # type: ignore[no-untyped-call]
-            self._freed.append(self._memory.pop(key))
-        for memory in [memory for memory in self._freed if memory.owner == self.stream]:
-            self._freed.remove(memory)
-            late = (access for access in memory.accesses if not self._before(access, self.stream))
+        """Before an event: what has no name any more is memory that this stream may be about to take, if it owns it."""
+        memories = self._memory.items()
+        gone = [key for key, each in memories if each.owner == self.stream and each.storage.expired()]  # type: ignore[no-untyped-call]
+        for key in gone:
+            late = (access for access in self._memory.pop(key).accesses if not self._before(access, self.stream))
             self.found.extend(f"freed before {access.what}" for access in late)
 
 

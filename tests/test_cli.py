@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, Invoke, assert_one_line, process
+from conftest import DIGITS, FEW, Invoke, assert_one_line, process
 from PIL import Image
 from test_idx import idx_bytes
 from warm import command_on_path
@@ -29,7 +29,7 @@ from vaecli.runtime import noise
 linux = pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full, and names that are no UTF-8")
 
 COMMANDS = ["train", "test", "encode", "sample", "scatter", "curves"]
-TRAIN = ["train", "-d", str(DIGITS), "-e", "1", "-b", "100", "--precision", "fp32", "--device", "cpu"]
+TRAIN = ["train", "-d", str(FEW), "-e", "1", "-b", "20", "--precision", "fp32", "--device", "cpu"]
 
 
 # Help and usage
@@ -175,7 +175,7 @@ def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_what_to_type_next_is_no_option(invoke: Invoke) -> None:
-    result = invoke("train", "-d", DIGITS, "-e", "1", "-b", "100", "-o", "-dash", "--device", "cpu")
+    result = invoke(*TRAIN, "-o", "-dash")
     assert result.stdout == "-dash/check1.safetensors\n"
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("  vae test"))
     assert invoke(*line.split()[1:], "-q").exit_code == 0
@@ -205,7 +205,7 @@ def test_train_default_folder_and_dry_run(invoke: Invoke) -> None:
     result = invoke(*TRAIN, "-z", "3", "--dry-run", "--json")
     assert (result.exit_code, result.stdout) == (0, "")
     assert os.listdir() == []
-    assert invoke(*TRAIN, "-z", "3", "-q").stdout == "outputs/data-z3/check1.safetensors\n"
+    assert invoke(*TRAIN, "-z", "3", "-q").stdout == "outputs/few-z3/check1.safetensors\n"
 
 
 def test_train_guards_a_run_and_resumes_it(run_copy: Path, invoke: Invoke) -> None:
@@ -769,21 +769,21 @@ def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(
 def test_the_pipelines_of_the_contract(tmp_path: Path) -> None:
     script = """
     set -euo pipefail
-    ckpt=$(vae train -d "$DIGITS" -e 1 --seed 3)
+    ckpt=$(vae train -d "$FEW" -e 1 --seed 3)
     vae test "$ckpt" --json | "$PYTHON" -m json.tool
     vae encode "$ckpt" | head -3
     vae scatter "$ckpt"
     vae curves "$ckpt"
     """
     with command_on_path({}) as path:
-        env = os.environ | {"PATH": path, "PYTHON": sys.executable, "DIGITS": str(DIGITS)}
+        env = os.environ | {"PATH": path, "PYTHON": sys.executable, "FEW": str(FEW)}
         done = subprocess.run(
             ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, timeout=120, check=False
         )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
     assert lines[0] == "{"
-    assert lines[-2:] == ["outputs/data-z2/scatter.png", "outputs/data-z2/curves.png"]
+    assert lines[-2:] == ["outputs/few-z2/scatter.png", "outputs/few-z2/curves.png"]
     answer = json.loads("\n".join(lines[: lines.index("}") + 1]))
-    metrics = [json.loads(line) for line in (tmp_path / "outputs/data-z2/metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (tmp_path / "outputs/few-z2/metrics.jsonl").read_text().splitlines()]
     assert answer["loss"] == pytest.approx(metrics[-1]["test_loss"], abs=1e-3)
