@@ -724,6 +724,12 @@ def test_a_stdout_that_is_full_or_closed(ckpt: str, redirect: str, code: int, wo
     assert done.stderr.count(b"\n") == (1 if words else 0)
 
 
+def test_the_version_for_nobody() -> None:
+    script = f"{sys.executable} -m vaecli --version >&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_closed_stderr_stops_nothing(ckpt: str) -> None:
     script = f"{sys.executable} -m vaecli curves {ckpt!r} -o /dev/null 2>&-"
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)

@@ -104,7 +104,7 @@ def read(content: bytes, z_dim: int = 2, rows: int = 2) -> list[Floats]:
 @settings(deadline=None)
 @given(FINITE, st.sampled_from(["csv", "jsonl"]), st.booleans())
 def test_codes_come_back_as_they_went(numbers: Floats, form: Format, sampled: bool) -> None:
-    codes = Codes(["a,b", "line\nbreak", '"'], [1, None, 0], numbers, -numbers, -numbers if sampled else None)
+    codes = Codes(["a\rb", "line\nbreak", '"'], [1, None, 0], numbers, -numbers, -numbers if sampled else None)
     blocks = read(table(form, [codes], key="path"))
     assert [len(block) for block in blocks] == [2, 1]
     np.testing.assert_array_equal(np.concatenate(blocks), codes.mean if codes.z is None else codes.z)

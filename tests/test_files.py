@@ -104,14 +104,15 @@ def test_a_folder_that_cannot_be_opened_takes_the_file(tmp_path: Path, monkeypat
 
 def test_what_killed_commands_left_goes_after_a_day(tmp_path: Path) -> None:
     hour = 3600
-    for name, age in ((".vae-old.tmp", 25), (".vae-busy.tmp", 23), ("other", 1000)):
+    for name, age in ((f".vae-{'0' * 16}.tmp", 25), (f".vae-{'1' * 16}.tmp", 23), (".vae-theirs", 1000)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "00000.png").touch()
         os.utime(tmp_path / name, times=(time.time() - age * hour,) * 2)
-    (tmp_path / ".vae-link").symlink_to("other")
-    os.utime(tmp_path / ".vae-link", times=(0, 0), follow_symlinks=False)
-    assert fill(tmp_path, "", "a") == {"a", ".vae-busy.tmp", "other", ".vae-link"}
-    assert (tmp_path / "other/00000.png").exists()
+    link = f".vae-{'2' * 16}.tmp"
+    (tmp_path / link).symlink_to(".vae-theirs")
+    os.utime(tmp_path / link, times=(0, 0), follow_symlinks=False)
+    assert fill(tmp_path, "", "a") == {"a", f".vae-{'1' * 16}.tmp", ".vae-theirs", link}
+    assert (tmp_path / ".vae-theirs/00000.png").exists()
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

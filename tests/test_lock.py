@@ -41,6 +41,13 @@ def test_a_lock_left_by_a_killed_process_is_taken_over(tmp_path: Path) -> None:
         assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {os.uname().nodename}\n"
 
 
+def test_a_file_of_that_name_that_is_no_lock_stays(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("theirs\n")
+    with pytest.raises(VaeError, match="not of a training"), lock_folder(str(tmp_path), never):
+        never("it was taken for a lock")
+    assert (tmp_path / LOCK).read_text() == "theirs\n"
+
+
 def test_a_lock_that_was_taken_away_is_noticed_and_the_next_ones_left_alone(tmp_path: Path) -> None:
     with lock_folder(str(tmp_path), never) as check:
         (tmp_path / LOCK).unlink()

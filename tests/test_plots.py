@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -304,6 +305,12 @@ def test_a_long_name_keeps_its_ends() -> None:
 def test_equal_curves_are_equal_bytes(form: str) -> None:
     first, second = (plots.render(curves({"a": history(3), "b": history(5)}, "loss"), form) for _ in range(2))
     assert first == second
+
+
+def test_no_matplotlibrc_changes_them() -> None:
+    plain_one = plots.render(curves({"a": history(3)}, "loss"), "png")
+    with mpl.rc_context({"axes.facecolor": "red", "text.usetex": True, "savefig.dpi": 20}):
+        assert plots.render(curves({"a": history(3)}, "loss"), "png") == plain_one
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])

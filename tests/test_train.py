@@ -360,6 +360,16 @@ def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, tmp_path: Pat
     assert weights(run(folder, resume=True)) == weights(trained)
 
 
+def test_a_finished_run_answers_with_its_own_weights(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    other = Path(run(tmp_path / "other", settings={"seed": 1}).checkpoint)
+    shutil.copy(other, folder / "check2.safetensors")
+    assert weights(run(folder, resume=True)) == weights(trained)
+    shutil.copy(other.with_name("state.safetensors"), folder)
+    with pytest.raises(VaeError, match="with other settings"):
+        run(folder, resume=True)
+
+
 def test_metrics_are_exact_and_sum_up(trained: Trained) -> None:
     records = read_metrics(str(Path(trained.checkpoint).with_name("metrics.jsonl")))
     assert [record.epoch for record in records] == [1, 2]

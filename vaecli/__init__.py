@@ -23,7 +23,8 @@ def load_model(path: str | os.PathLike[str], device: str = "cpu") -> "ConvVAE":
 
     Example:
         >>> model = vaecli.load_model("outputs/mnist-z2")
-        >>> digits = model.decode(torch.randn(10, model.z_dim)).sigmoid()  # (10, 1, 28, 28)
+        >>> with torch.inference_mode():
+        ...     digits = model.decode(torch.randn(10, model.z_dim)).sigmoid()  # (10, 1, 28, 28)
     """
     # Imported here: torch takes seconds, and `vae --help` passes through this file.
     from vaecli.checkpoint import load

@@ -302,7 +302,7 @@ def sample(
       vae sample outputs/mnist-z2 --from train --pairs -n 50
       vae sample outputs/mnist-z2 --like 7 --temperature 0.5 -o sevens.png
       vae sample outputs/mnist-z2 --from grid -n 400 -o manifold.png
-      vae sample outputs/mnist-z2 --from interpolate --indices 3,8 -o walk.gif
+      vae sample outputs/mnist-z2 --from interpolate --indices 18,61 -o walk.gif
       vae encode outputs/mnist-z2 a.png | vae sample outputs/mnist-z2 --from -
     """
     output = output or _beside(ckpt, "samples.png")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vaecli.errors import DataError
-from vaecli.files import parse_json, reason
+from vaecli.files import csv_bytes, parse_json, reason
 
 Format = Literal["csv", "jsonl", "npz", "safetensors"]
 Key = Literal["index", "path"]  # what a table calls its images by
@@ -79,13 +79,10 @@ def _numbers(block: Codes) -> list[list[float]]:
 
 def _write_csv(stream: BinaryIO, blocks: Iterator[Codes], key: Key) -> None:
     for number, block in enumerate(blocks):
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
         if not number:
-            table.writerow([key, "label", *_columns(block)])
-        for name, label, row in zip(block.keys, block.labels, _numbers(block), strict=True):
-            table.writerow([name, label, *[f"{value:.9g}" for value in row]])
-        stream.write(text.getvalue().encode(errors="surrogateescape"))
+            stream.write(csv_bytes([[key, "label", *_columns(block)]]))
+        rows = zip(block.keys, block.labels, _numbers(block), strict=True)
+        stream.write(csv_bytes([name, label, *[f"{value:.9g}" for value in row]] for name, label, row in rows))
 
 
 def _write_jsonl(stream: BinaryIO, blocks: Iterator[Codes], key: Key) -> None:

@@ -120,6 +120,9 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
     except VaeError as error:
         tell(f"Error: {error}")
         return error.exit_code
+    except BrokenPipeError:  # outside a command: --version
+        _drop_stdout()
+        return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

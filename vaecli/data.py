@@ -184,7 +184,7 @@ def _load_npz(path: str, split: SplitName) -> Split:
                     raise DataError(f"{path} has no array 'images'. Save it with numpy.savez(path, images=images).")
                 images = _read_npy(archive, f"{prefix}images", path, size)
                 labels = _read_npy(archive, f"{prefix}labels", path, size) if f"{prefix}labels.npy" in held else None
-        except DataError:
+        except (DataError, MemoryError):
             raise
         # zipfile, its decompressors and numpy's header parser raise a dozen types on damaged files.
         except Exception as error:

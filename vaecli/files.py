@@ -1,8 +1,10 @@
 """Files in and out: written whole or not at all, read only when they are what they should be."""
 
 import contextlib
+import csv
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -14,7 +16,7 @@ import stat
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,7 +27,7 @@ Record = TypeVar("Record")
 # What a write that was killed leaves behind; the group begins with the target's name.
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 # Folders in which commands make several files, and the seconds untouched after which one was left by a killed command.
-WORK_PREFIX, ABANDONED = ".vae-", 86_400
+WORK, ABANDONED = re.compile(r"\.vae-[0-9a-f]{16}\.tmp"), 86_400
 
 
 def reason(error: OSError) -> str:
@@ -121,12 +123,11 @@ def open_output(output: str | BinaryIO) -> Iterator[BinaryIO]:
 def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callable[[str, bytes], None]]:
     """Yields `put(name, data)`; the files appear in the folder when the block ends well, and not at all otherwise.
 
-    Those that an earlier block put there, which `is_ours(path)` knows, are replaced by the new ones
-    all together; other files stay. Raises VaeError where the system refuses, or for a name that is
-    taken by another's file.
+    Each appears whole, one after the other. Those that an earlier block put there, which
+    `is_ours(path)` knows, are replaced by the new ones; other files stay. Raises VaeError where the
+    system refuses, or for a name that is taken by another's file.
     """
     target = Path(os.path.realpath(folder))
-    work = target / f"{WORK_PREFIX}{secrets.token_hex(8)}.tmp"
     names: list[str] = []
 
     def put(name: str, data: bytes) -> None:
@@ -136,21 +137,16 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
         (work / name).write_bytes(data)
 
     try:
-        with _making(target):
-            try:
-                remove_abandoned(target)
-                work.mkdir()
-                yield put
-                earlier = {name for name in os.listdir(target) if is_ours(str(target / name))}
-                for name in names:  # all at the end: one by one as they are written takes 15 ms a file
-                    with open(work / name, "rb") as stream:
-                        os.fsync(stream.fileno())
-                for name in names:
-                    os.replace(work / name, target / name)
-                for name in earlier.difference(names):
-                    (target / name).unlink()
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+        with workplace(target) as work:
+            yield put
+            earlier = {name for name in os.listdir(target) if is_ours(str(target / name))}
+            for name in names:  # all at the end: one by one as they are written takes 15 ms a file
+                with open(work / name, "rb") as stream:
+                    os.fsync(stream.fileno())
+            for name in names:
+                os.replace(work / name, target / name)
+            for name in earlier.difference(names):
+                (target / name).unlink()
         _sync_folder(target)
     except OSError as error:
         raise VaeError(
@@ -159,12 +155,27 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
         ) from error
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the work folders that commands, killed a day ago or earlier, left in `folder`."""
-    for work in folder.glob(f"{WORK_PREFIX}*"):
+@contextlib.contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, which is made if it is missing, gone after the block as is what was made and is empty.
+
+    Those that commands, killed a day ago or earlier, left there go first.
+    """
+    work = folder / f".vae-{secrets.token_hex(8)}.tmp"
+    with _making(folder):
+        _remove_abandoned(folder)
+        try:
+            work.mkdir()
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for name in filter(WORK.fullmatch, os.listdir(folder)):
         with contextlib.suppress(OSError):
-            if time.time() - work.lstat().st_mtime > ABANDONED:
-                shutil.rmtree(work)
+            if time.time() - os.lstat(folder / name).st_mtime > ABANDONED:
+                shutil.rmtree(folder / name)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -214,6 +225,15 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         if size > limit:
             raise VaeError(f"{os.fspath(path)} has {size:,} bytes, more than {limit:,}. Use a smaller file.")
         return stream.read(size)
+
+
+def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows as CSV in UTF-8, or the bytes that names came in, a newline behind each."""
+    text = io.StringIO()
+    # Python 3.11 quotes a carriage return in a name only where rows end with one.
+    ends = types.SimpleNamespace(write=lambda row: text.write(row.removesuffix("\r\n") + "\n"))
+    csv.writer(ends, lineterminator="\r\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")
 
 
 def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -> Any:

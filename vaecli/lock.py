@@ -68,6 +68,8 @@ def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
                 raise
             note(f"The file system of {folder} has no locks: keep other trainings out of it yourself.")
         if _is_at(path, descriptor):
+            if (found := os.pread(descriptor, 100, 0)) and not found.startswith(b"process "):
+                raise VaeError(f"{path} is not of a training. Remove it if nothing needs it, or use another -o.")
             with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)

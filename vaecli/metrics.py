@@ -1,15 +1,15 @@
 """`metrics.jsonl`: what each epoch of a run brought, one JSON object a line; and many runs' as one csv table."""
 
-import csv
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vaecli.errors import VaeError
-from vaecli.files import parse_json, read_record, read_regular, write_whole
+from vaecli.files import csv_bytes, parse_json, read_record, read_regular, write_whole
 
 MAX_EPOCHS = 25_000  # their history makes up to 7 MB, and a stranger's JSON takes 25 times its size in memory
 MAX_BYTES = 2**23  # of metrics.jsonl, and of what a weights or state file says of itself
@@ -74,9 +74,6 @@ def with_speeds(history: Sequence[EpochRecord], measured: Iterable[EpochRecord])
 
 def to_csv(runs: Mapping[str, Sequence[EpochRecord]]) -> bytes:
     """The epochs of named runs as one table, a row a run and epoch; empty where no speed was measured."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["run", *(field.name for field in dataclasses.fields(EpochRecord))])
-    for name, records in runs.items():
-        table.writerows([name, *dataclasses.astuple(record)] for record in records)
-    return text.getvalue().encode(errors="surrogateescape")
+    header = ["run", *(field.name for field in dataclasses.fields(EpochRecord))]
+    rows = ([name, *dataclasses.astuple(record)] for name, records in runs.items() for record in records)
+    return csv_bytes(itertools.chain([header], rows))

@@ -95,12 +95,12 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise VaeError(
-            f"Out of memory on {device}. Use a smaller --batch-size, another device or --device cpu."
+            f"Out of memory on {device}. Use another device or --device cpu, or train with a smaller --batch-size."
         ) from error
     except MemoryError as error:
-        raise VaeError("Out of memory. Free some, or use a smaller --batch-size.") from error
+        raise VaeError("Out of memory. Free some, or train with a smaller --batch-size.") from error
     except RuntimeError as error:
         # These of torch's allocators raise a plain RuntimeError.
         if not any(words in str(error) for words in ("DefaultCPUAllocator", "MPS backend out of memory")):
             raise
-        raise VaeError("Out of memory. Free some, or use a smaller --batch-size.") from error
+        raise VaeError("Out of memory. Free some, or train with a smaller --batch-size.") from error

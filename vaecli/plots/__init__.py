@@ -42,6 +42,9 @@ _STYLE: Any = {
     "svg.hashsalt": "vae",  # else ids are random
 }
 
+# Over matplotlib's own defaults: a `matplotlibrc`, which may lie in the current folder, changes no figure.
+_STYLE = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")} | _STYLE
+
 P = ParamSpec("P")
 
 

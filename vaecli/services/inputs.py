@@ -13,7 +13,7 @@ from vaecli.files import reason
 from vaecli.images import background_note, bright_backgrounds, empties, empty_note
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
-from vaecli.runtime import be_exact, choose_device
+from vaecli.runtime import be_exact, choose_device, memory_errors
 from vaecli.services import Observer
 from vaecli.sources import image_roots
 
@@ -77,7 +77,8 @@ def find_split(
     name = dataset or source.dataset
     if not dataset and data.is_missing(name):
         raise DataError(f"The data set of {opened.path} is not here: '{name}'. Name it with --dataset.")
-    found = data.load(name, split, data_dir, observer.note)
+    with memory_errors(opened.device):
+        found = data.load(name, split, data_dir, observer.note)
     if name == source.dataset:
         if found.sha256() != (source.train_sha256 if split == "train" else source.test_sha256):
             observer.note(f"The {split} split of {name} has changed since the checkpoint was trained on it.")

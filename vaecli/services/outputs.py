@@ -27,7 +27,7 @@ class Written:
 
 
 def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
-    """Raise VaeError if `output` is one of the `sources`, an image or IDX file in one, or a file of a run.
+    """Raise VaeError if `output` is one of the `sources`, an image in one, an IDX file, or a file of a run.
 
     A source is a path, or an open stream, which may come from a file.
     Derived files are replaced without asking, so what they may not replace is refused.
@@ -48,10 +48,12 @@ def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
             continue
         if not os.path.exists(source):
             continue
-        folders = image_roots(source) if is_image else [source] if is_idx(output) else []
+        folders = image_roots(source) if is_image else []
         inside = any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
         if inside or os.path.samefile(output, source):
             raise VaeError(f"The output {output} is also an input. Choose another -o.")
+    if is_idx(output):  # maybe of a named set, wherever that lies; no command writes such files
+        raise VaeError(f"The output {output} is a file of a data set. Choose another -o.")
 
 
 def _is_open(stream: BinaryIO, path: str) -> bool:

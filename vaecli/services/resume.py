@@ -70,6 +70,21 @@ def _same_path(one: str | None, other: str | None) -> bool:
     return bool(one and other and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
 
 
+def require_settings(folder: str, settings: Settings, metadata: checkpoint.Metadata) -> None:
+    """Raise VaeError if a state with this metadata is of a run with other settings."""
+    before = metadata.training
+    if before.lr_schedule == "constant":  # else the total is part of the schedule
+        before = dataclasses.replace(before, epochs=settings.epochs)
+    if (metadata.z_dim, before) != (settings.z_dim, training_of(settings)):
+        raise VaeError(f"{os.path.join(folder, STATE)} was made with other settings than {CONFIG}. Use --overwrite.")
+
+
+def training_of(settings: Settings) -> checkpoint.Training:
+    """Those of the settings that are kept with the weights."""
+    names = (field.name for field in dataclasses.fields(checkpoint.Training))
+    return checkpoint.Training(**{name: getattr(settings, name) for name in names})
+
+
 def already_finished(folder: str, settings: Settings) -> Trained | None:
     """The result of a run that has all its epochs; its last weights file is made again if it is gone."""
     metadata = checkpoint.read_state_metadata(os.path.join(folder, STATE))
@@ -80,10 +95,13 @@ def already_finished(folder: str, settings: Settings) -> Trained | None:
             f"The run in {folder} has {metadata.epoch} epochs already, more than --epochs {settings.epochs}. "
             f"Use check{settings.epochs}.safetensors if it was kept, or another -o."
         )
+    require_settings(folder, settings, metadata)
     path = check_path(folder, metadata.epoch)
     try:
-        checkpoint.load(path, torch.device("cpu"))
-    except CheckpointError:  # lost or damaged, and the state has all that it held
+        sound = checkpoint.load(path, torch.device("cpu"))[1] == metadata
+    except CheckpointError:
+        sound = False
+    if not sound:  # lost, damaged or another run's, and the state has all that it held
         model = engine.new_model(settings.z_dim, settings.seed)
         checkpoint.load_state(os.path.join(folder, STATE), model, Adam(model.parameters()))
         checkpoint.save(path, dict(model.named_parameters()), metadata)

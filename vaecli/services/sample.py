@@ -145,7 +145,9 @@ def _check_usage(
             fitting = f"{', '.join(others)} or {last}" if others else last
             raise UsageError(f"--from {name} does not go with {option}. That goes with --from {fitting}.")
     if name == "interpolate" and len(indices or ()) < 2:
-        raise UsageError("--from interpolate needs two test images or more. Name them with --indices, such as 3,8.")
+        raise UsageError(
+            "--from interpolate needs two test images or more. Name them by number with --indices, such as 18,61."
+        )
     if name == "grid" and dims and len(dims) > 2:
         raise UsageError("A grid has one or two dimensions. Use --dims I,J, or --from traverse.")
     if dims and len(set(dims)) < len(dims):

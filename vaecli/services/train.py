@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Set
 import torch
 
 from vaecli import checkpoint, data, engine
-from vaecli.checkpoint import DataSource, Metadata, Training
+from vaecli.checkpoint import DataSource, Metadata
 from vaecli.errors import DivergedError, Interrupted, VaeError
 from vaecli.lock import lock_folder
 from vaecli.loss import Terms
@@ -22,7 +22,15 @@ from vaecli.schedule import Schedule
 from vaecli.services import Observer
 from vaecli.services.inputs import note_background
 from vaecli.services.outputs import refuse_inside, refuse_stray_link
-from vaecli.services.resume import Trained, already_finished, refuse_moved_data, settings_of_run, trained
+from vaecli.services.resume import (
+    Trained,
+    already_finished,
+    refuse_moved_data,
+    require_settings,
+    settings_of_run,
+    trained,
+    training_of,
+)
 from vaecli.training import Trainer
 
 # All that a run can hold that was killed before its first epoch was committed.
@@ -88,11 +96,11 @@ def _train(
         return finished
     if resume and present:
         refuse_moved_data(settings)
-    train_split, test_split = (
-        data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
-    )
-    note_background(settings.dataset, (train_split, test_split), observer)
     with memory_errors(device):
+        train_split, test_split = (
+            data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
+        )
+        note_background(settings.dataset, (train_split, test_split), observer)
         run = _Run(folder, settings, device, train_split, test_split, observer, check_folder)
         if continuing:
             run.restore()
@@ -159,13 +167,7 @@ class _Run:
         metadata = checkpoint.load_state(os.path.join(self.folder, STATE), self.model, self.trainer.optimizer)
         if metadata.data != self.source:
             raise VaeError(f"The data set '{self.settings.dataset}' has changed since the run began. Restore it.")
-        before, epochs = metadata.training, self.settings.epochs
-        if before.lr_schedule == "constant":  # else the total is part of the schedule
-            before = dataclasses.replace(before, epochs=epochs)
-        if before != self._training():
-            raise VaeError(
-                f"{os.path.join(self.folder, STATE)} was made with other settings than {CONFIG}. Use --overwrite."
-            )
+        require_settings(self.folder, self.settings, metadata)
         try:
             measured = read_metrics(os.path.join(self.folder, METRICS))
         except VaeError:  # the state has all but the speeds
@@ -284,12 +286,9 @@ class _Run:
     def _metadata(self) -> Metadata:
         return Metadata(
             z_dim=self.settings.z_dim,
-            training=self._training(),
+            training=training_of(self.settings),
             data=self.source,
             class_names=self.class_names,
             epoch=len(self.history),
             history=tuple(record.without_speed() for record in self.history),
         )
-
-    def _training(self) -> Training:
-        return Training(**{field.name: getattr(self.settings, field.name) for field in dataclasses.fields(Training)})
