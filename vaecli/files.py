@@ -165,7 +165,7 @@ def workplace(folder: Path) -> Iterator[Path]:
     with _making(folder):
         _remove_abandoned(folder)
         try:
-            work.mkdir()
+            work.mkdir(0o700)
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -33,6 +33,8 @@ PALETTE = (
 LEGEND_ROWS = 20  # of one column
 _DPI = {"png": 120, "svg": 180, "pdf": 180}  # of a vector file's rasterised points, which may be printed
 _STYLE: Any = {
+    # matplotlib's own defaults: a `matplotlibrc`, which may lie in the current folder, changes no figure.
+    **{name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")},
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,9 +43,6 @@ _STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "vae",  # else ids are random
 }
-
-# Over matplotlib's own defaults: a `matplotlibrc`, which may lie in the current folder, changes no figure.
-_STYLE = {name: value for name, value in mpl.rcParamsDefault.items() if not name.startswith("backend")} | _STYLE
 
 P = ParamSpec("P")
 
