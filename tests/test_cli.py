@@ -113,6 +113,8 @@ def test_version(invoke: Invoke) -> None:
         ["train", "--data-dir", ""],
         ["train", "-d", ""],
         ["test", "ckpt", "-d", ""],
+        ["sample", "ckpt", "--from", ""],
+        ["sample", "ckpt", "--like", ""],
         ["encode", "ckpt", "-o", ""],
         ["sample", "ckpt", "-o", ""],
         ["curves", "run", "-o", ""],
@@ -344,6 +346,23 @@ def test_encode_image_files_and_folders(ckpt: str, invoke: Invoke, digits: data.
     by_index = rows(invoke("encode", ckpt).stdout)
     for row, index in zip(table[1:], (3, 0, 2, 1), strict=True):
         np.testing.assert_allclose(np.array(row[2:], float), np.array(by_index[1 + index][2:], float), atol=1e-5)
+
+
+def test_files_that_are_no_images_are_passed_over_aloud(
+    ckpt: str, invoke: Invoke, digits: data.Split, tmp_path: Path
+) -> None:
+    for index, image in enumerate(digits.images[:12]):
+        (tmp_path / f"flat/{index:02}.png").parent.mkdir(exist_ok=True)
+        Image.fromarray(image.numpy()).save(tmp_path / f"flat/{index:02}.png")
+    Path("flat/b.heic").touch()
+    Path("flat/a.jp2").touch()
+    encoded = invoke("encode", ckpt, "flat")
+    assert len(rows(encoded.stdout)) == 13
+    trained = invoke("train", "-d", "flat", "--dry-run")
+    for result in (encoded, trained):
+        assert result.exit_code == 0
+        assert result.stderr.count("Passed over 2 of 14 files in flat, such as flat/a.jp2: ") == 1  # not once a split
+    assert "Passed over" not in invoke("encode", ckpt, "flat/00.png").stderr
 
 
 def test_encode_converts_pictures_and_says_so(ckpt: str, invoke: Invoke) -> None:

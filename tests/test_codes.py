@@ -118,6 +118,7 @@ def test_columns_are_found_by_name() -> None:
         b"\xef\xbb\xbfz_0,z_1,note\r\n1,2,\xff\r\n\r\n",  # as a spreadsheet saves it
         b'\n{"z_1": 2, "path": "x", "z_0": 1.0}\n\n',
         b'{"z_0": 1, "z_1": 2, "label": null}\n',
+        b'  {"z_0": 1, "z_1": 2}\n',
     ):
         np.testing.assert_array_equal(np.concatenate(read(content)), expected)
 

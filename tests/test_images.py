@@ -188,11 +188,14 @@ def test_folders_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "a/circle").symlink_to(tmp_path)
     root = str(tmp_path)
-    assert list_images(root) == [
+    notes: list[str] = []
+    assert list_images(root, notes.append) == [
         (os.path.join(root, "a/deep/1.JPG"), "a"),
         (os.path.join(root, "b/2.png"), "b"),
         (os.path.join(root, "top.png"), None),
     ]
+    (note,) = notes
+    assert f"1 of 4 files in {root}, such as {root}/a/notes.txt" in note
 
 
 def test_conversions_are_counted(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_folders_without_end_are_refused(tmp_path: Path) -> None:
     deep = os.path.join(tmp_path, *["d"] * 500)
     os.makedirs(deep)
     with pytest.raises(VaeError, match="folders deep"):
-        list_images(str(tmp_path))
+        list_images(str(tmp_path), print)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 are Linux's")

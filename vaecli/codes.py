@@ -129,7 +129,7 @@ def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Generator[
         lines = _lines(text, name)
         blank, first = next(((blank, line) for blank, line in enumerate(lines) if line.strip()), (0, ""))
         lines = itertools.chain(itertools.repeat("\n", blank), [first], lines)  # the lines' numbers stay
-        found = _jsonl_rows(lines, name, z_dim) if first.startswith("{") else _csv_rows(lines, name, z_dim)
+        found = _jsonl_rows(lines, name, z_dim) if first.lstrip().startswith("{") else _csv_rows(lines, name, z_dim)
         empty = True
         while block := list(itertools.islice(found, rows)):
             empty = False

@@ -78,7 +78,7 @@ def is_missing(dataset: str) -> bool:
 def load(dataset: str, split: SplitName, data_dir: str | None, note: Note) -> Split:
     """One split of a data set; a named set that is not there yet is downloaded.
 
-    `note` hears of downloads and of converted images. Raises DataError if the data set does not
+    `note` hears of downloads, of converted images and of files that are none. Raises DataError if the data set does not
     exist, cannot be read, or has no images in this split.
     """
     if is_missing(dataset):
@@ -143,9 +143,13 @@ def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
         images, labels = _read_idx_pair(Path(folder), IDX_FILES[split], note)
         return _labelled(images, labels, folder)
     if len(roots) == 2:
-        listed = {name: list_images(root) for name, root in zip(("train", "test"), roots, strict=True)}
+        # Each load lists both; of what it passes over a split's own speaks.
+        listed = {
+            name: list_images(root, note if name == split else lambda text: None)
+            for name, root in zip(("train", "test"), roots, strict=True)
+        }
     else:
-        rows = list_images(folder)
+        rows = list_images(folder, note)
         listed = {name: [rows[i] for i in _rows_of(name, len(rows), folder)] for name in ("train", "test")}
     # Both splits must agree on what a label means, even if one of them lacks a class.
     names = tuple(sorted({name for rows in listed.values() for _, name in rows if name is not None}))

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,14 +47,16 @@ _TURNS = {
 }
 
 
-def list_images(folder: str) -> list[tuple[str, str | None]]:
+def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str | None]]:
     """The image files below `folder` in sorted order, each with its class.
 
     As in torchvision's ImageFolder, the class is the first subfolder's name; a file that lies in
-    `folder` itself has none. Links are followed, circles of links only once. Hidden files and other
-    suffixes are passed over. Raises DataError if a folder cannot be read.
+    `folder` itself has none. Links are followed, circles of links only once. Hidden files are
+    passed over, and those of other suffixes, of which `note` hears. Raises DataError if a folder
+    cannot be read.
     """
     found: list[tuple[tuple[str, ...], str]] = []
+    others: list[str] = []
     visited: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -73,9 +75,19 @@ def list_images(folder: str) -> list[tuple[str, str | None]]:
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                path = os.path.join(parent, name)
+            path = os.path.join(parent, name)
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
                 found.append((Path(path).relative_to(folder).parts, path))
+            else:
+                others.append(path)
+    if others:
+        count = len(found) + len(others)
+        note(
+            f"Passed over {len(others):,} of {count:,} files in {folder}, such as {min(others)}: "
+            f"images are those that end in {', '.join(SUFFIXES)}."
+        )
     return [(path, parts[0] if len(parts) > 1 else None) for parts, path in sorted(found)]
 
 

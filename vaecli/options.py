@@ -214,6 +214,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="SOURCE",
+        callback=_given,
         autocompletion=_sources,
         show_default="prior; with --like, train",
         help="Where the codes come from: prior, train, test, grid, traverse, interpolate, FILE or - (see above).",
@@ -242,7 +243,12 @@ Temperature = Annotated[
 ]
 Like = Annotated[
     str | None,
-    typer.Option("--like", metavar="LABEL", help="Of train or test: only images of this class, a name or a number."),
+    typer.Option(
+        "--like",
+        metavar="LABEL",
+        callback=_given,
+        help="Of train or test: only images of this class, a name or a number.",
+    ),
 ]
 WalkDims = Annotated[
     str | None,

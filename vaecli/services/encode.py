@@ -135,7 +135,7 @@ def _input_blocks(
         return "index", sum(file.shape[0] for file in files), _idx_blocks(files, note)
     rows: list[tuple[str, str | None]] = []
     for path in inputs:
-        found = list_images(path) if os.path.isdir(path) else [(path, None)]
+        found = list_images(path, note) if os.path.isdir(path) else [(path, None)]
         if not found or path.endswith(".npz"):
             raise DataError(f"{path} holds no image files. Name such or IDX files, or give a data set with --dataset.")
         rows += found
