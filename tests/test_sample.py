@@ -312,8 +312,8 @@ def test_a_folder_of_data_gets_no_pictures(invoke: Invoke, ckpt: str) -> None:
     for index in range(10):
         Path("mine").mkdir(exist_ok=True)
         Image.new("L", (28, 28), index).save(f"mine/{index}.png")
-    for output in ("mine", "mine/decoded/", "mine/decoded.png"):
-        line = failure(invoke("sample", ckpt, "--from", "test", "-d", "mine", "-o", output))
+    for folder in ("mine", "mine/decoded/"):
+        line = failure(invoke("sample", ckpt, "--from", "test", "-d", "mine", "-o", folder))
         assert "inside the data set mine" in line
     assert len(os.listdir("mine")) == 10
 

@@ -78,8 +78,8 @@ def is_missing(dataset: str) -> bool:
 def load(dataset: str, split: SplitName, data_dir: str | None, note: Note) -> Split:
     """One split of a data set; a named set that is not there yet is downloaded.
 
-    `note` hears of downloads, of converted images and of files that are none. Raises DataError if the data set does not
-    exist, cannot be read, or has no images in this split.
+    `note` hears of downloads, of converted images and of files that are none. Raises DataError if the
+    data set does not exist, cannot be read, or has no images in this split.
     """
     if is_missing(dataset):
         raise DataError(

@@ -75,9 +75,9 @@ def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            path = os.path.join(parent, name)
             if name.startswith("."):
                 continue
+            path = os.path.join(parent, name)
             if name.lower().endswith(SUFFIXES):
                 found.append((Path(path).relative_to(folder).parts, path))
             else:
