@@ -352,17 +352,18 @@ def test_files_that_are_no_images_are_passed_over_aloud(
     ckpt: str, invoke: Invoke, digits: data.Split, tmp_path: Path
 ) -> None:
     for index, image in enumerate(digits.images[:12]):
-        (tmp_path / f"flat/{index:02}.png").parent.mkdir(exist_ok=True)
-        Image.fromarray(image.numpy()).save(tmp_path / f"flat/{index:02}.png")
-    Path("flat/b.heic").touch()
-    Path("flat/a.jp2").touch()
-    encoded = invoke("encode", ckpt, "flat")
+        (tmp_path / f"set/7/{index:02}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(tmp_path / f"set/7/{index:02}.png")
+    Path("set/b.heic").touch()
+    Path("set/a.jp2").touch()
+    encoded = invoke("encode", ckpt, "set")
     assert len(rows(encoded.stdout)) == 13
-    trained = invoke("train", "-d", "flat", "--dry-run")
-    for result in (encoded, trained):
+    trained = invoke("train", "-d", "set", "--dry-run")
+    measured = invoke("test", ckpt, "-d", "set", "--knn", "1")
+    for result in (encoded, trained, measured):
         assert result.exit_code == 0
-        assert result.stderr.count("Passed over 2 of 14 files in flat, such as flat/a.jp2: ") == 1  # not once a split
-    assert "Passed over" not in invoke("encode", ckpt, "flat/00.png").stderr
+        assert result.stderr.count("Passed over 2 of 14 files in set, such as set/a.jp2: ") == 1  # not once a split
+    assert "Passed over" not in invoke("encode", ckpt, "set/7/00.png").stderr
 
 
 def test_encode_converts_pictures_and_says_so(ckpt: str, invoke: Invoke) -> None:

@@ -225,16 +225,29 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class _Lines(Observer):
+class _Speaking(Observer):
+    """Says each note once: two splits out of one folder have the same to say of it."""
+
+    def __init__(self) -> None:
+        self._said = set[str]()
+
+    def note(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        tell(text)
+
+
+class _Lines(_Speaking):
     """A plain line for every loss and every epoch: for pipes, logs and CI."""
 
     SILENCE = 60.0  # seconds, of a long pass
 
     def __init__(self) -> None:
+        super().__init__()
         self.begin("", 0)
-
-    def note(self, text: str) -> None:
-        tell(text)
 
     def begin(self, what: str, images: int, *, long: bool = False) -> None:
         self._what, self._images, self._done, self._long = what, images or 1, 0, long
@@ -253,13 +266,14 @@ class _Lines(Observer):
         tell(epoch_line(record, epochs, seconds_left))
 
 
-class _Bars(Observer):
+class _Bars(_Speaking):
     """One live bar on the terminal; what is worth keeping scrolls by above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+        super().__init__()
         console = Console(stderr=True, markup=False, highlight=False)
         room = console.width - 48  # columns beside what follows: a full line would wrap at the terminal's ^C
         self._progress = Progress(
@@ -274,7 +288,7 @@ class _Bars(Observer):
         )
         self._task = self._progress.add_task("", loss="", visible=False)
 
-    def note(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a terminal that has gone is no reason to stop
             self._progress.console.print(_printable(text), soft_wrap=True)
 
@@ -291,7 +305,7 @@ class _Bars(Observer):
         self._progress.advance(self._task, images)
 
     def finish_epoch(self, record: EpochRecord, epochs: int, seconds_left: float) -> None:
-        self.note(epoch_line(record, epochs, seconds_left))
+        self._say(epoch_line(record, epochs, seconds_left))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import shlex
@@ -98,9 +97,8 @@ def _train(
     if resume and present:
         refuse_moved_data(settings)
     with memory_errors(device):
-        note = functools.cache(observer.note)  # two splits out of one folder have the same to say of it
         train_split, test_split = (
-            data.load(settings.dataset, split, settings.data_dir, note) for split in ("train", "test")
+            data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
         )
         note_background(settings.dataset, (train_split, test_split), observer)
         run = _Run(folder, settings, device, train_split, test_split, observer, check_folder)
