@@ -767,6 +767,20 @@ def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:
         assert (child.returncode, err) == (-signal.SIGTERM, b"")
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ImportError('libtorch.so:\\n failed to map segment.')", "libtorch.so: failed to map segment. Install"),
+        ("raise MemoryError", "Out of memory. Free some."),
+    ],
+)
+def test_a_library_that_does_not_load_is_one_line(ckpt: str, tmp_path: Path, code: str, words: str) -> None:
+    (tmp_path / "torch.py").write_text(code)
+    done = process("test", ckpt, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert words in assert_one_line(done.stderr)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(
     number: int, tmp_path: Path, invoke: Invoke

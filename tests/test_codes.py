@@ -115,6 +115,7 @@ def test_columns_are_found_by_name() -> None:
     for content in (
         b"z_1,z_0\n2,1\n",
         b"mean_0,z_1,mean_1,z_0\n8,2,9,1\n",
+        b'"z_0", "z_1"\n"1", "2"\n',
         b"\xef\xbb\xbfz_0,z_1,note\r\n1,2,\xff\r\n\r\n",  # as a spreadsheet saves it
         b'\n{"z_1": 2, "path": "x", "z_0": 1.0}\n\n',
         b'{"z_0": 1, "z_1": 2, "label": null}\n',
@@ -131,6 +132,7 @@ def test_columns_are_found_by_name() -> None:
         (b"z_0,z_1\n", "no codes"),
         (b"1.5,2.5\n1,2\n", "no columns z_0"),
         (b"logvar_0,label\n1,2\n", "no columns z_0"),
+        (b"z_0;z_1\n1;2\n", "comma-separated"),
         (b"PK\x03\x04\0\0\xff", "no columns z_0"),
         (b"z_0\n1\n", "1 dimensions, but the model's have 2"),
         (b"mean_0,mean_1,mean_2\n1,2,3\n", "3 dimensions"),

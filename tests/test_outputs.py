@@ -84,6 +84,22 @@ def test_pictures_beside_the_data_are_free(tmp_path: Path) -> None:
         guard_output(str(tmp_path / "pictures/test/a.png"), str(tmp_path / "pictures"))
 
 
+def test_a_runs_own_pictures_are_no_data(ckpt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set of a run may be recorded as `.`, and be another folder by now: here the one with the run in it."""
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(Path(ckpt).parent, "run")
+    for folder in (run, tmp_path):
+        Path(folder, "samples.png").touch()
+    guard_output(f"{run}/samples.png", ".")
+    with pytest.raises(VaeError, match="also an input"):
+        guard_output(f"{run}/samples.png", f"{run}/samples.png")
+    with pytest.raises(VaeError, match="also an input"):
+        guard_output("samples.png", ".")
+    Path("config.json").touch()  # of another program, beside its images
+    with pytest.raises(VaeError, match="also an input"):
+        guard_output("samples.png", ".")
+
+
 def test_a_data_set_survives_the_commands_that_use_it(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
     np.savez("set.npz", images=digits.images.numpy())
     before = Path("set.npz").read_bytes()

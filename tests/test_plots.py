@@ -219,11 +219,14 @@ def test_curves_are_the_histories() -> None:
     assert texts(figure) == ["training", "test", "gap", "lowest test: 152.00 at epoch 5"]
 
 
-def test_a_star_marks_the_lowest_test_value_of_the_metric() -> None:
+def test_a_star_marks_the_lowest_test_loss_whatever_the_metric() -> None:
     records = [EpochRecord(e, 9, 8, 1, test, test - kl, kl) for e, test, kl in [(1, 12, 3), (2, 10, 2.5), (3, 11, 2)]]
-    for metric, epoch, value in (("loss", 2, 10), ("reconstruction", 2, 7.5), ("kl", 3, 2)):
-        (star,) = lines(curves({"run": records}, metric), "None")  # type: ignore[arg-type]
-        assert (star.get_xdata(), star.get_ydata()) == ([epoch], [value])
+    for metric, value in (("loss", 10), ("reconstruction", 7.5), ("kl", 2.5)):
+        figure = curves({"run": records}, metric)  # type: ignore[arg-type]
+        (star,) = lines(figure, "None")
+        assert (star.get_xdata(), star.get_ydata()) == ([2], [value])
+        said = "lowest test" if metric == "loss" else "where test loss is lowest"
+        assert texts(figure)[-1] == f"{said}: {value:.2f} at epoch 2"
 
 
 def test_the_gap_between_training_and_test_is_filled() -> None:
@@ -263,7 +266,7 @@ def test_long_names_are_told_apart() -> None:
 
 def test_several_runs_are_named_and_told_apart_by_colour_and_marker() -> None:
     figure = curves({"a": history(3), "b": history(60, 130)}, "kl")
-    assert texts(figure)[:2] == ["a: 6.00 at epoch 1", "b: 6.00 at epoch 1"]
+    assert texts(figure)[:2] == ["a: 6.00 at epoch 3", "b: 6.00 at epoch 60"]
     assert len({line.get_color() for line in lines(figure, "-")}) == 2
     assert len({line.get_marker() for line in lines(figure, "-")}) == 2
     assert figure.axes[0].get_ylabel() == "KL divergence (nats per image)"

@@ -399,7 +399,7 @@ def curves(
     """Draw the learning curves of runs.
 
     Training (dashed) and test (solid) by epoch, of one or many runs, finished or not; those in their
-    first epoch and what is no run are left out. A star marks the lowest test value.
+    first epoch and what is no run are left out. A star marks the lowest test loss.
 
     A .csv holds the numbers instead: a row a run and epoch, with the columns run, epoch,
     train_loss, train_reconstruction, train_kl, the same of test, seconds, images_per_second.

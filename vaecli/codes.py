@@ -151,7 +151,7 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
 
 
 def _csv_rows(lines: Iterator[str], name: str, z_dim: int) -> Iterator[list[float]]:
-    table = csv.reader(lines)
+    table = csv.reader(lines, skipinitialspace=True)
     header = next((row for row in table if row), [])
     places = _places(header, name, z_dim) if any(header) else []
     for row in table:
@@ -194,7 +194,9 @@ def _places(columns: Sequence[str], name: str, z_dim: int) -> list[int]:
     kind = "z" if found["z"] else "mean"
     held = found[kind]
     if not held:
-        raise DataError(f"{name} has no columns z_0 ... or mean_0 ... in its first line. Give a csv or jsonl of codes.")
+        raise DataError(
+            f"{name} has no columns z_0 ... or mean_0 ... in its first line. Give a comma-separated csv or a jsonl."
+        )
     missing = next((dim for dim in range(max(held)) if dim not in held), None)
     if missing is not None:
         raise DataError(f"{name} has no column {kind}_{missing}, but {kind}_{max(held)}. Make the table anew.")

@@ -123,6 +123,13 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
     except BrokenPipeError:  # outside a command: --version
         _drop_stdout()
         return 0
+    except MemoryError:  # while libraries load: what services run out of is theirs to say
+        tell("Error: Out of memory. Free some.")
+        return VaeError.exit_code
+    except ImportError as error:
+        words = " ".join(str(error).split()).rstrip(".")
+        tell(f"Error: A library does not load: {words}. Install vaecli anew, in an environment of its own.")
+        return VaeError.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

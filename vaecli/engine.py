@@ -106,10 +106,10 @@ def sample_posterior(posterior: Gaussian, seed: int, block: int, temperature: fl
     return z
 
 
-def require_finite(values: Iterable[Tensor], what: str) -> None:
+def require_finite(values: Iterable[Tensor], what: str, remedy: str = "Use another one.") -> None:
     """Raise VaeError if a checkpoint, sound by itself, computes what is no number."""
     if not all(value.isfinite().all() for value in values):
-        raise VaeError(f"The checkpoint gives {what} that are not finite. Use another one.")
+        raise VaeError(f"The checkpoint gives {what} that are not finite. {remedy}")
 
 
 @torch.inference_mode()
@@ -118,7 +118,7 @@ def decode(model: ConvVAE, z: Tensor) -> Tensor:
 
     def pixels(chunk: Tensor) -> list[Tensor]:
         logits = model.decode(chunk)
-        require_finite([logits], "pixels")
+        require_finite([logits], "pixels", "Use another one, or codes nearer to 0.")
         return [to_bytes(logits)]
 
     return by_chunks(z.device, pixels, z)[0]

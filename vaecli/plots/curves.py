@@ -32,7 +32,8 @@ _STAR: Any = {
 def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric, log_scale: bool = False) -> Figure:
     """Training (dashed) and test (solid) values by epoch, the gap between them shaded if runs are few, a colour a run.
 
-    A star marks the epoch with the lowest test value. On a log scale, what is not above 0 is left out.
+    A star marks the epoch with the lowest test loss, whatever the metric: the lowest KL is often that of a model which
+    has learnt nothing yet. On a log scale, what is not above 0 is left out.
     """
     handles, names = _legend(runs, metric)
     columns, width = legend_size(names)
@@ -55,14 +56,14 @@ def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric, log_scale:
 
 
 def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[list[Artist], list[str]]:
-    """Of one run, what its lines are; of several, each one's colour, marker and lowest test value before that."""
+    """Of one run, what its lines are; of several, each one's colour, marker and best test value before that."""
     handles: list[Artist] = []
     names: list[str] = []
     for index, (name, records) in enumerate(zip(told_apart(list(runs)), runs.values(), strict=True)):
-        best = _best(records, metric)
+        best = _best(records)
         value = _value(best, "test", metric)
-        lowest = f"{value:.{'2f' if value >= 0.1 else '2g'}} at epoch {best.epoch}"
-        names.append(f"{name}: {lowest}")
+        shown = f"{value:.{'2f' if value >= 0.1 else '2g'}} at epoch {best.epoch}"
+        names.append(f"{name}: {shown}")
         handles.append(Line2D([], [], color=class_colour(index), marker=_marker(index), markersize=5))
     colour = "0.35"
     if len(runs) == 1:
@@ -73,13 +74,14 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
         handles.append(Patch(color=colour, alpha=0.2, linewidth=0))
         names.append("gap")
     handles.append(Line2D([], [], color=colour, **_STAR))
-    names.append(f"lowest test: {lowest}" if len(runs) == 1 else "lowest test value")
+    alone, together = ("lowest test", "lowest test value") if metric == "loss" else 2 * ("where test loss is lowest",)
+    names.append(f"{alone}: {shown}" if len(runs) == 1 else together)
     return handles, names
 
 
-def _best(records: Sequence[EpochRecord], metric: Metric) -> EpochRecord:
-    """The first epoch with the lowest test value."""
-    return min(records, key=lambda record: _value(record, "test", metric))
+def _best(records: Sequence[EpochRecord]) -> EpochRecord:
+    """The first epoch with the lowest test loss."""
+    return min(records, key=lambda record: record.test_loss)
 
 
 def _value(record: EpochRecord, split: str, metric: Metric) -> float:
@@ -100,7 +102,7 @@ def _curve(axis: Axes, records: Sequence[EpochRecord], metric: Metric, index: in
         axis.fill_between(epochs, train, test, color=class_colour(index), alpha=0.12, linewidth=0)
     axis.plot(epochs, train, linestyle="--", markerfacecolor="white", **style)
     axis.plot(epochs, test, linestyle="-", **style)
-    best = _best(records, metric)
+    best = _best(records)
     axis.plot(best.epoch, _value(best, "test", metric), color=class_colour(index), **_STAR)
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from vaecli.errors import VaeError
 from vaecli.idx import is_idx
 from vaecli.images import SUFFIXES
-from vaecli.run import CONFIG, is_run_file
+from vaecli.run import CONFIG, METRICS, is_run_file
 from vaecli.sources import image_roots
 
 
@@ -40,7 +40,9 @@ def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     if not os.path.exists(output):
         return
     target = Path(os.path.realpath(output))
-    is_image = output.lower().endswith(SUFFIXES)
+    # Pictures beside a run are derived, also where its data set, recorded as `.`, is another folder by now.
+    beside_run = all(os.path.exists(target.parent / name) for name in (CONFIG, METRICS))
+    may_be_data = output.lower().endswith(SUFFIXES) and not beside_run
     for source in sources:
         if not isinstance(source, str):
             if _is_open(source, output):
@@ -48,7 +50,7 @@ def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
             continue
         if not os.path.exists(source):
             continue
-        folders = image_roots(source) if is_image else []
+        folders = image_roots(source) if may_be_data else []
         inside = any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
         if inside or os.path.samefile(output, source):
             raise VaeError(f"The output {output} is also an input. Choose another -o.")
