@@ -781,6 +781,31 @@ def test_a_library_that_does_not_load_is_one_line(ckpt: str, tmp_path: Path, cod
     assert words in assert_one_line(done.stderr)
 
 
+@linux
+@pytest.mark.parametrize("form", ["csv", "jsonl", "npz", "safetensors"])
+def test_names_are_utf8_in_every_locale(ckpt: str, form: str) -> None:
+    os.mkdir("dé")
+    Image.new("L", (28, 28)).save("dé/a.png")
+    tables = [
+        process("encode", ckpt, "dé", "-q", "-o", "-", "--format", form, env=env)
+        for env in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    ]
+    assert tables[0].stdout == tables[1].stdout != b""
+
+
+def test_a_backend_that_is_not_installed_draws_all_the_same(ckpt: str) -> None:
+    done = process("curves", ckpt, "-o", "-", env={"MPLBACKEND": "none such"})
+    assert (done.returncode, done.stdout) == (0, process("curves", ckpt, "-o", "-").stdout)
+
+
+def test_figures_in_a_notebook_leave_its_backend() -> None:
+    code = (
+        "import vaecli.services.curves, matplotlib, os\n"
+        "assert os.environ['MPLBACKEND'] == matplotlib.get_backend() == 'svg'"
+    )
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"MPLBACKEND": "svg"}, timeout=60, check=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(
     number: int, tmp_path: Path, invoke: Invoke

@@ -1,5 +1,7 @@
 """Passes without gradients: their noise, pixels in and out, numbers that must be finite."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -45,6 +47,14 @@ def test_pixels_survive_the_way_through_bytes(digits: data.Split) -> None:
     assert x.dtype == torch.float32
     assert (float(x.min()), float(x.max())) == (0, 1)
     assert torch.equal(engine.to_bytes(x.logit()), digits.images)
+
+
+def test_models_of_threads_are_those_of_their_seeds() -> None:
+    expected = [engine.new_model(2, seed).state_dict() for seed in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        for seed, model in enumerate(pool.map(engine.new_model, [2] * 200, [0, 1] * 100)):
+            for name, weight in model.state_dict().items():
+                assert torch.equal(weight, expected[seed % 2][name])
 
 
 def test_a_model_of_nonsense_is_an_error(digits: data.Split) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib as mpl
 import numpy as np
@@ -195,6 +196,11 @@ def test_any_number_of_classes_has_colours_of_its_own() -> None:
     assert len({plots.class_colour(label) for label in range(62)}) == 62
 
 
+def test_a_class_whose_name_the_font_lacks_goes_by_its_number() -> None:
+    names = ("zéro", "日本", "中国")
+    assert texts(scatter(*codes(2), names, "title"))[:4] == ["zéro", "1", "2", "3"]
+
+
 def test_many_dimensions_show_the_first_panels() -> None:
     assert len(scatter(*codes(100), (), "title").axes) == MAX_PANELS
 
@@ -264,6 +270,12 @@ def test_long_names_are_told_apart() -> None:
     assert told_apart(["\x00", "\x01"]) == ["?", "?"]  # nothing helps
 
 
+@pytest.mark.parametrize(("loss", "shown"), [(0.0297, "0.030"), (0.1, "0.10"), (1e-9, "1.0e-09")])
+def test_small_values_keep_two_digits(loss: float, shown: str) -> None:
+    figure = curves({"run": [EpochRecord(1, 1, 1, 0, loss, loss, 0)]}, "loss")
+    assert texts(figure)[-1] == f"lowest test: {shown} at epoch 1"
+
+
 def test_several_runs_are_named_and_told_apart_by_colour_and_marker() -> None:
     figure = curves({"a": history(3), "b": history(60, 130)}, "kl")
     assert texts(figure)[:2] == ["a: 6.00 at epoch 3", "b: 6.00 at epoch 60"]
@@ -280,8 +292,10 @@ def test_the_legend_lies_off_the_curves(count: int) -> None:
     assert len(set(texts(figure))) == count + 3
 
 
-def test_one_epoch_is_one_tick() -> None:
-    axis = curves({"run": history(1)}, "loss").axes[0]
+def test_one_epoch_is_one_tick_and_no_gap() -> None:
+    figure = curves({"run": history(1)}, "loss")
+    assert "gap" not in texts(figure)
+    axis = figure.axes[0]
     low, high = axis.get_xlim()
     assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
 
@@ -314,6 +328,16 @@ def test_no_matplotlibrc_changes_them() -> None:
     plain_one = plots.render(curves({"a": history(3)}, "loss"), "png")
     with mpl.rc_context({"axes.facecolor": "red", "text.usetex": True, "savefig.dpi": 20}):
         assert plots.render(curves({"a": history(3)}, "loss"), "png") == plain_one
+
+
+def test_figures_of_threads_are_the_same_and_leave_settings_as_they_were() -> None:
+    def draw(_: int) -> bytes:
+        return plots.render(curves({"a": history(3)}, "loss"), "svg")
+
+    alone = draw(0)
+    with mpl.rc_context({"axes.spines.top": True, "font.size": 13}), ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(draw, range(16))) == {alone}
+        assert (mpl.rcParams["axes.spines.top"], mpl.rcParams["font.size"]) == (True, 13)
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])

@@ -65,8 +65,8 @@ def check(result: Trained, epoch: int) -> bytes:
 class Stop(Observer):
     """Interrupts in the middle of an epoch, as a signal would."""
 
-    def __init__(self, epoch: int, signum: int = 15) -> None:
-        self.epoch, self.signum, self.notes = epoch, signum, list[str]()
+    def __init__(self, epoch: int, error: BaseException | None = None) -> None:
+        self.epoch, self.error, self.notes = epoch, error or Interrupted(15), list[str]()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -76,7 +76,7 @@ class Stop(Observer):
 
     def advance(self, images: int, loss: float | None = None) -> None:
         if self.now == f"epoch {self.epoch}/4":
-            raise Interrupted(self.signum)
+            raise self.error
 
 
 def test_equal_settings_give_equal_bytes(trained: Trained, tmp_path: Path) -> None:
@@ -146,6 +146,13 @@ def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(
     assert (tmp_path / "run/check2.safetensors").read_bytes() == check(whole, 2)
     assert f"Go on with: vae train --resume -o {tmp_path / 'run'}" in stop.notes
     assert weights(run(tmp_path / "run", 4, resume=True)) == weights(whole)
+
+
+def test_an_interrupted_notebook_keeps_the_last_epoch(whole: Trained, tmp_path: Path) -> None:
+    """Without the command's handlers Ctrl-C is a KeyboardInterrupt."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", 4, observer=Stop(epoch=3, error=KeyboardInterrupt()))
+    assert (tmp_path / "run/check2.safetensors").read_bytes() == check(whole, 2)
 
 
 def test_interrupted_before_the_first_epoch_leaves_a_run_that_resumes(whole: Trained, tmp_path: Path) -> None:

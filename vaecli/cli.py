@@ -3,6 +3,7 @@
 Services are imported inside the commands: torch takes seconds, and `vae --help` shall not.
 """
 
+import logging
 import os
 import shlex
 from typing import Annotated, Any, BinaryIO
@@ -29,6 +30,10 @@ def main(args: list[str] | None = None) -> int:
     """The entry point: runs the command line and returns the exit code."""
     keep_freed_memory()
     stay_within_quota()
+    # matplotlib: a backend for interactive work, maybe one that is not installed here, is of no use, and a
+    # home that cannot be written is worth no lines on stderr.
+    os.environ["MPLBACKEND"] = "agg"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     return console.run(app, args)
 
 

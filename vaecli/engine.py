@@ -5,6 +5,7 @@ are collected and reduced once, in float64, so no mean depends on a batch size.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -48,9 +49,13 @@ def prepare(model: ConvVAE, device: torch.device) -> ConvVAE:
     return model.to(device).to(memory_format=torch.channels_last)
 
 
+# torch's initialisation draws from the process's one generator: trainings in threads take turns there.
+_INITIALISING = threading.Lock()
+
+
 def new_model(z_dim: int, seed: int) -> ConvVAE:
     """A ConvVAE with torch's default initialisation, drawn from `seed` and nothing else."""
-    with torch.random.fork_rng(devices=[]):
+    with _INITIALISING, torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator(seed, "init").get_state())
         return ConvVAE(z_dim)
 

@@ -1,23 +1,19 @@
-"""The figures, as matplotlib Figures without pyplot: no global state, no display, the same bytes each time.
+"""The figures, as matplotlib Figures without pyplot: no display, no settings left changed, the same bytes each time.
 
 Here is what they share: colours, style, text that can be drawn, and the way to bytes.
 """
 
+import contextlib
+import functools
 import io
-import logging
-import os
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec
-
-# Before matplotlib is imported: a home that cannot be written is worth no lines on stderr, and a
-# backend chosen for interactive work, maybe one that is not installed here, is of no use.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
-os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 # Paul Tol's "muted" scheme (personal.sron.nl/~pault), made to stay apart under the common
 # colour-vision deficiencies and in lightness; reordered so that digits that a VAE puts side by side
@@ -45,14 +41,22 @@ _STYLE: Any = {
 }
 
 P = ParamSpec("P")
+_DRAWING = threading.RLock()
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    """The figures' common style; matplotlib's settings are the process's, so threads take turns."""
+    with _DRAWING, mpl.rc_context(_STYLE):
+        yield
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """`draw` in the figures' common style."""
 
-    @wraps(draw)
+    @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_STYLE):
+        with _style():
             return draw(*args, **kwargs)
 
     return drawn
@@ -62,7 +66,7 @@ def render(figure: Figure, form: str) -> bytes:
     """The figure as the bytes of a png, svg or pdf file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with _style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # names in any script
         figure.savefig(buffer, format=form, dpi=_DPI[form], bbox_inches="tight", metadata=undated[form])
     return buffer.getvalue()
@@ -77,6 +81,12 @@ def plain(name: str, longest: int = 80) -> str:
     if len(shown) > longest:
         shown = f"{shown[: longest // 2 - 2]}...{shown[-(longest - longest // 2 - 1) :]}"
     return shown.replace("$", r"\$")
+
+
+def drawable(name: str) -> bool:
+    """Whether the font has every character of a name, so that it is not drawn as boxes."""
+    font = get_font(findfont("DejaVu Sans"))  # matplotlib's own, which comes with it
+    return all(font.get_char_index(ord(c)) for c in name)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

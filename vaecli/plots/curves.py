@@ -62,7 +62,7 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
     for index, (name, records) in enumerate(zip(told_apart(list(runs)), runs.values(), strict=True)):
         best = _best(records)
         value = _value(best, "test", metric)
-        shown = f"{value:.{'2f' if value >= 0.1 else '2g'}} at epoch {best.epoch}"
+        shown = f"{value:{'.2f' if value >= 0.1 else '#.2g'}} at epoch {best.epoch}"
         names.append(f"{name}: {shown}")
         handles.append(Line2D([], [], color=class_colour(index), marker=_marker(index), markersize=5))
     colour = "0.35"
@@ -70,7 +70,7 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
         handles, names, colour = [], [], class_colour(0)
     handles += [Line2D([], [], color=colour, linestyle=style) for style in ("--", "-")]
     names += ["training", "test"]
-    if len(runs) <= MOST_SHADED:
+    if len(runs) <= MOST_SHADED and max(map(len, runs.values())) > 1:
         handles.append(Patch(color=colour, alpha=0.2, linewidth=0))
         names.append("gap")
     handles.append(Line2D([], [], color=colour, **_STAR))

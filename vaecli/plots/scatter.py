@@ -13,7 +13,7 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from vaecli.plots import PALETTE, class_colour, legend_size, styled, told_apart
+from vaecli.plots import PALETTE, class_colour, drawable, legend_size, styled, told_apart
 
 Codes = npt.NDArray[np.float32]
 Groups = Mapping[int | None, npt.NDArray[np.int64]]  # the rows of each class; None: without labels
@@ -64,7 +64,7 @@ def scatter(
     axis_names = axis_names or [f"z[{i}]" for i in range(codes.shape[1])]
     groups = _groups(labels, len(codes))
     named = [label for label in list(groups)[:MAX_NAMES] if label is not None]
-    full = [class_names[label] if label < len(class_names) else str(label) for label in named]
+    full = [_name(class_names, label) for label in named]
     names = dict(zip(named, told_apart(full), strict=True))
     handles, entries = _legend(names if pairs else {}, len(groups) - len(names))  # of one dimension, the rows are named
     legend_columns, legend_width = legend_size(entries)
@@ -97,6 +97,11 @@ def scatter(
         axes[0].set(xlabel=axis_names[0], xlim=(-edge, edge))
     figure.legend(handles, entries, loc="outside right center", ncols=legend_columns, handletextpad=0.4)
     return figure
+
+
+def _name(class_names: Sequence[str], label: int) -> str:
+    """The class's name, or its number if it has none or one that the font cannot draw."""
+    return class_names[label] if label < len(class_names) and drawable(class_names[label]) else str(label)
 
 
 def _legend(names: Mapping[int, str], unnamed: int) -> tuple[list[Line2D], list[str]]:

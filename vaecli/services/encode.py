@@ -150,9 +150,11 @@ def _file_blocks(
     for start in range(0, len(rows), NOISE_BLOCK):
         part = rows[start : start + NOISE_BLOCK]
         paths = [path for path, _ in part]
+        # In a locale without UTF-8 the names come as escaped bytes, and tables are UTF-8.
+        names = [path.encode(errors="surrogateescape").decode(errors="surrogateescape") for path in paths]
         images, changed = read_images(paths)
         converted += changed
-        yield torch.from_numpy(images), paths, [None if name is None else labels.get(name) for _, name in part]
+        yield torch.from_numpy(images), names, [None if name is None else labels.get(name) for _, name in part]
     if converted:
         note(conversion_note(converted, len(rows), "images"))
 

@@ -92,7 +92,8 @@ def _require_dimensions(z_dim: int, dims: tuple[int, ...] | None, manifold: bool
 def _title(opened: Opened, dataset: str | None, count: int, split: data.SplitName) -> str:
     name = plots.plain(os.path.basename(os.path.abspath(dataset or opened.metadata.data.dataset)), 40)
     kind = "training" if split == "train" else split
-    return f"{name}, {count:,} {kind} images, z_dim {opened.model.z_dim}, epoch {opened.metadata.epoch}"
+    images = "image" if count == 1 else "images"
+    return f"{name}, {count:,} {kind} {images}, z_dim {opened.model.z_dim}, epoch {opened.metadata.epoch}"
 
 
 def principal_components(codes: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[float]]:

@@ -267,11 +267,11 @@ class _Run:
         """Whatever ends the training early, the last finished epoch has a weights file."""
         try:
             yield
-        except (Interrupted, DivergedError) as stop:
+        except (Interrupted, KeyboardInterrupt, DivergedError) as stop:  # in a notebook, Ctrl-C is the second
             self.observer.close()  # a second Ctrl-C ends the process at once, which shall not hide the cursor
             with contextlib.suppress(VaeError):  # a full disk, say: the state of the last commit is there
                 self._keep_last_epoch()
-            if isinstance(stop, Interrupted):
+            if not isinstance(stop, DivergedError):
                 self.observer.note(f"Go on with: vae train --resume -o {shlex.quote(self.folder)}")
             raise
 
