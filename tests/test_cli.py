@@ -782,20 +782,18 @@ def test_a_library_that_does_not_load_is_one_line(ckpt: str, tmp_path: Path, cod
 
 
 @linux
-@pytest.mark.parametrize("form", ["csv", "jsonl", "npz", "safetensors"])
-def test_names_are_utf8_in_every_locale(ckpt: str, form: str) -> None:
+@pytest.mark.parametrize("form", ["jsonl", "npz"])
+def test_names_are_utf8_in_every_locale(ckpt: str, invoke: Invoke, form: str) -> None:
     os.mkdir("dé")
     Image.new("L", (28, 28)).save("dé/a.png")
-    tables = [
-        process("encode", ckpt, "dé", "-q", "-o", "-", "--format", form, env=env)
-        for env in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
-    ]
-    assert tables[0].stdout == tables[1].stdout != b""
+    command = ["encode", ckpt, "dé", "-q", "-o", "-", "--format", form]
+    done = process(*command, env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert (done.returncode, done.stdout) == (0, invoke(*command).stdout_bytes)
 
 
-def test_a_backend_that_is_not_installed_draws_all_the_same(ckpt: str) -> None:
+def test_a_backend_that_is_not_installed_draws_all_the_same(ckpt: str, invoke: Invoke) -> None:
     done = process("curves", ckpt, "-o", "-", env={"MPLBACKEND": "none such"})
-    assert (done.returncode, done.stdout) == (0, process("curves", ckpt, "-o", "-").stdout)
+    assert (done.returncode, done.stdout) == (0, invoke("curves", ckpt, "-o", "-").stdout_bytes)
 
 
 def test_figures_in_a_notebook_leave_its_backend() -> None:
