@@ -336,7 +336,7 @@ def test_figures_of_threads_are_the_same_and_leave_settings_as_they_were() -> No
 
     alone = draw(0)
     with mpl.rc_context({"axes.spines.top": True, "font.size": 13}), ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(draw, range(16))) == {alone}
+        assert set(pool.map(draw, range(8))) == {alone}
         assert (mpl.rcParams["axes.spines.top"], mpl.rcParams["font.size"]) == (True, 13)
 
 
