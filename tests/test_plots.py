@@ -222,7 +222,7 @@ def test_curves_are_the_histories() -> None:
     (train,), (test,) = lines(figure, "--"), lines(figure, "-")
     assert np.asarray(train.get_ydata()).tolist() == [record.train_loss for record in history(5)]
     assert np.asarray(test.get_ydata()).tolist() == [record.test_loss for record in history(5)]
-    assert texts(figure) == ["training", "test", "gap", "lowest test: 152.00 at epoch 5"]
+    assert texts(figure) == ["training", "test", "gap", "lowest test value: 152.00 at epoch 5"]
 
 
 def test_a_star_marks_the_lowest_test_loss_whatever_the_metric() -> None:
@@ -231,7 +231,7 @@ def test_a_star_marks_the_lowest_test_loss_whatever_the_metric() -> None:
         figure = curves({"run": records}, metric)  # type: ignore[arg-type]
         (star,) = lines(figure, "None")
         assert (star.get_xdata(), star.get_ydata()) == ([2], [value])
-        said = "lowest test" if metric == "loss" else "where test loss is lowest"
+        said = "lowest test value" if metric == "loss" else "where test loss is lowest"
         assert texts(figure)[-1] == f"{said}: {value:.2f} at epoch 2"
 
 
@@ -273,7 +273,7 @@ def test_long_names_are_told_apart() -> None:
 @pytest.mark.parametrize(("loss", "shown"), [(0.0297, "0.030"), (0.1, "0.10"), (1e-9, "1.0e-09")])
 def test_small_values_keep_two_digits(loss: float, shown: str) -> None:
     figure = curves({"run": [EpochRecord(1, 1, 1, 0, loss, loss, 0)]}, "loss")
-    assert texts(figure)[-1] == f"lowest test: {shown} at epoch 1"
+    assert texts(figure)[-1] == f"lowest test value: {shown} at epoch 1"
 
 
 def test_several_runs_are_named_and_told_apart_by_colour_and_marker() -> None:

@@ -41,7 +41,7 @@ _STYLE: Any = {
 }
 
 P = ParamSpec("P")
-_DRAWING = threading.RLock()
+_DRAWING = threading.Lock()
 
 
 @contextlib.contextmanager

@@ -74,8 +74,8 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
         handles.append(Patch(color=colour, alpha=0.2, linewidth=0))
         names.append("gap")
     handles.append(Line2D([], [], color=colour, **_STAR))
-    alone, together = ("lowest test", "lowest test value") if metric == "loss" else 2 * ("where test loss is lowest",)
-    names.append(f"{alone}: {shown}" if len(runs) == 1 else together)
+    starred = "lowest test value" if metric == "loss" else "where test loss is lowest"
+    names.append(f"{starred}: {shown}" if len(runs) == 1 else starred)
     return handles, names
 
 
