@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -779,6 +780,27 @@ def test_a_library_that_does_not_load_is_one_line(ckpt: str, tmp_path: Path, cod
     done = process("test", ckpt, env={"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout) == (1, b"")
     assert words in assert_one_line(done.stderr)
+
+
+def test_a_folder_that_is_gone_is_one_line(ckpt: str, invoke: Invoke) -> None:
+    gone = Path("gone").absolute()
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    result = invoke("curves", ckpt, "-o", gone.with_name("a.png"))
+    os.chdir(gone.parent)
+    assert (result.exit_code, os.listdir()) == (1, [])
+    assert assert_one_line(result.stderr) == "Error: The current folder has been removed. Change to another one (cd).\n"
+
+
+def test_what_train_advises_names_the_data_folder(invoke: Invoke) -> None:
+    shutil.copytree(DIGITS, "my files")
+    first = invoke(*TRAIN, "-d", "fashion-mnist", "--data-dir", "my files", "-o", "run")
+    resumed = invoke("train", "--resume", "-e", "1", "-o", "run")
+    for result in (first, resumed):
+        advice = result.stderr[result.stderr.index("Next:\n") :].splitlines()[1:]
+        assert [shlex.split(line)[3:] for line in advice] == [["--data-dir", "my files"]] * 3 + [[]]
+        assert invoke(*shlex.split(advice[0])[1:]).exit_code == 0
 
 
 @linux

@@ -366,6 +366,15 @@ def test_ctrl_c_while_the_command_starts_prints_nothing() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
+def test_ctrl_c_is_left_to_a_package_that_uses_this_one(tmp_path: Path) -> None:
+    tidy = "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('tidied up')"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/__init__.py").write_text("import vaecli")
+    (tmp_path / "other/__main__.py").write_text(f"import os, signal\n{tidy}")
+    done = subprocess.run([sys.executable, "-m", "other"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"tidied up\n", b"")
+
+
 LOOP = """
 for z in 1 2 3; do
     "$PYTHON" -m vaecli train -d "$DIGITS" -b 20 -e 20000 --device cpu -z $z -o run$z

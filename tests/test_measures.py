@@ -143,6 +143,16 @@ def test_neighbours_vote_and_the_nearer_ones_break_ties() -> None:
         assert knn_accuracy(codes, labels, queries, answers + 1, neighbours) == 0
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0)])
+def test_of_equal_votes_as_near_the_nearest_decides(first: int, second: int) -> None:
+    """Not the label's number, and not what rounding does to the sums."""
+    codes, labels = torch.arange(4.0)[:, None], torch.tensor([first, second, second, first])
+    assert knn_accuracy(codes, labels, torch.tensor([[-1.0]]), torch.tensor([first]), 4) == 1
+    codes, labels = torch.arange(10.0)[:, None], torch.arange(2, 12)
+    labels[[0, 7]], labels[[2, 5]] = first, second  # in float64 the second sum is larger by its rounding
+    assert knn_accuracy(codes, labels, torch.tensor([[-1.0]]), torch.tensor([first]), 10) == 1
+
+
 def test_a_vote_counts_more_than_all_nearness() -> None:
     codes, labels = torch.arange(5.0)[:, None], torch.tensor([0, 0, 1, 1, 1])
     assert knn_accuracy(codes, labels, torch.tensor([[-1.0]]), torch.tensor([1]), 5) == 1

@@ -49,10 +49,14 @@ def test_inputs_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "pictures/7").mkdir(parents=True)
     (tmp_path / "pictures/7/b.png").touch()
     idx = str(digits / "t10k-images-idx3-ubyte.gz")
-    cases = [("link.png", "a.png"), ("pictures/7/b.png", "pictures"), (idx, idx)]
+    cases = [("link.png", "a.png"), (idx, idx)]
     for output, source in cases:
         with pytest.raises(VaeError, match="also an input"):
             guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / source))
+    for output in ("pictures/7/b.png", "pictures/new.png"):  # a new one would be data of the next command
+        with pytest.raises(VaeError, match=r"pictures/.*\.png lies inside the data set .*pictures\. Choose another -o"):
+            guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / "pictures"))
+    guard_output(str(tmp_path / "pictures/codes.csv"), str(tmp_path / "pictures"))
     with pytest.raises(VaeError, match="a file of a data set"):
         guard_output(idx, "fashion-mnist")  # whose folder may be this one
 
@@ -80,7 +84,7 @@ def test_pictures_beside_the_data_are_free(tmp_path: Path) -> None:
         (tmp_path / folder / "a.png").touch()
     guard_output(str(tmp_path / "idx/outputs/a.png"), str(tmp_path / "idx"))
     guard_output(str(tmp_path / "pictures/outputs/a.png"), str(tmp_path / "pictures"))
-    with pytest.raises(VaeError, match="also an input"):
+    with pytest.raises(VaeError, match="inside the data set"):
         guard_output(str(tmp_path / "pictures/test/a.png"), str(tmp_path / "pictures"))
 
 
@@ -93,10 +97,10 @@ def test_a_runs_own_pictures_are_no_data(ckpt: str, tmp_path: Path, monkeypatch:
     guard_output(f"{run}/samples.png", ".")
     with pytest.raises(VaeError, match="also an input"):
         guard_output(f"{run}/samples.png", f"{run}/samples.png")
-    with pytest.raises(VaeError, match="also an input"):
+    with pytest.raises(VaeError, match="inside the data set"):
         guard_output("samples.png", ".")
     Path("config.json").touch()  # of another program, beside its images
-    with pytest.raises(VaeError, match="also an input"):
+    with pytest.raises(VaeError, match="inside the data set"):
         guard_output("samples.png", ".")
 
 

@@ -1,9 +1,12 @@
 """`vae sample` and `vae encode` as pipelines: codes out, codes in, every source and every kind of output."""
 
+import functools
 import io
 import json
 import os
 import struct
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -202,7 +205,8 @@ def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None
         (["--from", "grid", "--dims", "0,9"], "--dims 0,9"),
         (["--from", "traverse", "--dims", "2"], "Choose from 0 to 1"),
         (["--from", "grid", "-n", "50"], "Use 49 or 64"),
-        (["--from", "traverse", "-n", "7"], "Use 6"),
+        (["--from", "traverse", "-n", "7"], "Use 6 or 8."),
+        (["--from", "traverse", "-n", "1"], "Use 2."),
         (["--from", "interpolate", "--indices", "0,150"], "no test image 150"),
     ],
 )
@@ -480,3 +484,11 @@ def test_scans_come_back_from_their_codes(learned: str, invoke: Invoke, scans: l
         likeness.append(np.diag(correlation(images_of(), white_on_black)).mean())
     assert likeness[0] > 0.6
     assert likeness[1] < 0.45
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full")
+def test_a_full_temporary_folder_is_not_blamed_on_the_output(ckpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
+    result = fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q")
+    assert f"Cannot keep the images in {tempfile.gettempdir()}: No space left" in failure(result)
+    assert fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q", "-n", "1").exit_code == 0

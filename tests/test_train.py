@@ -22,6 +22,7 @@ from vaecli.run import Settings
 from vaecli.services import Observer
 from vaecli.services import train as service
 from vaecli.services.evaluate import evaluate
+from vaecli.services.inputs import find_split, open_checkpoint
 from vaecli.services.resume import Trained
 from vaecli.services.train import train
 from vaecli.training import Trainer
@@ -359,6 +360,31 @@ def test_a_run_says_that_its_data_lies_elsewhere(tmp_path: Path, monkeypatch: py
     with pytest.raises(VaeError, match=r"check1\.safetensors is not here: 'digits'\. Name it with --dataset\."):
         evaluate("check1.safetensors")
     assert evaluate("check1.safetensors", dataset="../digits").loss == pytest.approx(result.test_losses[-1], abs=1e-3)
+
+
+def test_a_run_says_that_its_data_folder_lies_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DIGITS, "files")
+    run(Path("run"), 1, settings={"dataset": "fashion-mnist", "data_dir": "files"})
+    monkeypatch.chdir("run")
+    with pytest.raises(VaeError, match=r"The run's data folder 'files' is not here\. Go on from the folder"):
+        run(Path("../run"), 2, resume=True, typed={"epochs"})
+    assert not Path("files").exists()  # nor anything fetched into it
+
+
+def test_class_names_are_those_of_today_and_of_all_classes(few: data.Split) -> None:
+    for i, picture in enumerate(few.images):
+        folder = Path("pictures", ("cat", "dog")[i % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.numpy()).save(folder / f"{i}.png")
+    labels = torch.arange(30) % 10
+    np.savez("a.npz", images=few.images, labels=labels, test_images=few.images, test_labels=labels * 0)
+    found = []
+    for dataset in ("pictures", "a.npz"):
+        opened = open_checkpoint(run(Path(f"run of {dataset}"), 1, settings={"dataset": dataset}).checkpoint, "cpu")
+        if dataset == "pictures":
+            Path("pictures/dog").rename("pictures/dingo")
+        found.append(find_split(opened, None, "test", None, Observer()).class_names)
+    assert found == [("cat", "dingo"), tuple("0123456789")]
 
 
 def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-if os.path.basename(sys.argv[0]) in ("vae", "-m") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+_IS_COMMAND = os.path.basename(sys.argv[0]) == "vae" or (sys.argv[0] == "-m" and "vaecli" in sys.orig_argv)
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # In the command, Ctrl-C during imports or at the very end shall print no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -13,7 +13,7 @@ import typer
 from vaecli import console, options
 from vaecli.allocator import keep_freed_memory
 from vaecli.errors import UsageError
-from vaecli.run import Settings, default_folder
+from vaecli.run import Settings, default_folder, read_config
 from vaecli.threads import stay_within_quota
 
 app = typer.Typer(
@@ -142,8 +142,11 @@ def train(
             f"Done after epoch {trained.epochs}: training loss {trained.train_losses[-1]:.2f}, "
             f"test loss {trained.test_losses[-1]:.2f} nats per image. Next:"
         )
-        for command in ("test", "sample", "scatter", "curves"):
-            observer.note(f"  vae {command} {quoted}")
+        data_dir = read_config(folder).data_dir  # a resumed run's own
+        place = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
+        for command in ("test", "sample", "scatter"):
+            observer.note(f"  vae {command} {quoted}{place}")
+        observer.note(f"  vae curves {quoted}")
     console.answer_json(trained) if json else console.answer(trained.checkpoint)
 
 
@@ -288,8 +291,8 @@ def sample(
 
     \b
       prior        z drawn from N(0, T^2)
-      train, test  images picked from that split, encoded, z drawn from their
-                   posteriors, deviation times T
+      train, test  images picked from that split at random, encoded, z drawn
+                   from their posteriors, deviation times T
       grid         the manifold: z at the quantiles of N(0, T^2) over two
                    dimensions, the others 0; -n is a square
       traverse     a row a dimension, from -3 T to 3 T, the others 0

@@ -94,6 +94,7 @@ def border(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     @functools.wraps(command)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
+            _require_current_folder()
             command(*args, **kwargs)
         except VaeError as error:
             tell(f"Error: {error}")
@@ -103,6 +104,14 @@ def border(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(0) from None
 
     return guarded
+
+
+def _require_current_folder() -> None:
+    """Raise VaeError if another process has removed it: torch would not even load there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise VaeError("The current folder has been removed. Change to another one (cd).") from None
 
 
 def run(app: typer.Typer, args: list[str] | None) -> int:

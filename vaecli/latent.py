@@ -32,7 +32,10 @@ def steps_of(count: int, rows: int) -> int:
     """Codes a row of `count` in equal rows. Raises VaeError if they do not fill them."""
     steps, rest = divmod(count, rows)
     if rest:
-        raise VaeError(f"-n {count:,} images do not fill {rows} rows, one a dimension. Use {max(1, steps) * rows:,}.")
+        fewer = f"{steps * rows:,} or " if steps else ""
+        raise VaeError(
+            f"-n {count:,} images do not fill {rows} rows, one a dimension. Use {fewer}{(steps + 1) * rows:,}."
+        )
     return steps
 
 

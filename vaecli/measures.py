@@ -115,16 +115,18 @@ def log_likelihood(
 def knn_accuracy(codes: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, neighbours: int) -> float:
     """The share of `queries` (M, Z) whose label `answers` (M,) the nearest of `codes` (N, Z) vote for.
 
-    Distances are Euclidean; of labels with equal votes the one with the nearer neighbours wins.
+    Distances are Euclidean; of labels with equal votes the one with the nearer neighbours wins, by their ranks, and of
+    those with equal ranks that of the nearest one.
     """
     classes = int(labels.max()) + 1
-    # A nearer neighbour's vote counts a little more; all that is more stays less than one vote.
-    votes = 1 + torch.arange(neighbours, 0, -1, dtype=torch.float64) / (neighbours + 1) ** 2
+    # A nearer neighbour's vote counts a little more; all that is more stays less than one vote. In integers
+    # equal sums are equal, and of those the label that comes first wins, whatever its number.
+    votes = (neighbours + 1) ** 2 + torch.arange(neighbours, 0, -1)
     right = 0
     for query, answer in zip(torch.split(queries, 100), torch.split(answers, 100), strict=True):
         distances = torch.cdist(query, codes, compute_mode="donot_use_mm_for_euclid_dist")
-        nearest = distances.topk(neighbours, largest=False).indices  # (B, neighbours), the nearest first
-        counts = torch.zeros(len(query), classes, dtype=torch.float64)
-        counts.scatter_add_(1, labels[nearest], votes.expand(len(query), -1))
-        right += int((counts.argmax(dim=1) == answer).sum())
+        near = labels[distances.topk(neighbours, largest=False).indices]  # (B, neighbours), the nearest first
+        sums = torch.zeros(len(query), classes, dtype=torch.int64).scatter_add_(1, near, votes.expand_as(near))
+        guess = near.gather(1, sums.gather(1, near).argmax(dim=1, keepdim=True)).squeeze(1)
+        right += int((guess == answer).sum())
     return right / len(queries)

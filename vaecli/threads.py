@@ -21,5 +21,5 @@ def stay_within_quota(quota: Path = _QUOTA) -> None:
         cores = math.ceil(int(allowed) / int(period))
     except (OSError, ValueError, ZeroDivisionError):  # no such group, or "max": no quota
         return
-    if 0 < cores < (os.cpu_count() or 1):
+    if 0 < cores < len(os.sched_getaffinity(0)):
         os.environ["OMP_NUM_THREADS"] = str(cores)

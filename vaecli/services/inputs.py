@@ -1,5 +1,6 @@
 """What most commands begin with: a checkpoint on a device, and a split of a data set."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,8 +83,9 @@ def find_split(
     if name == source.dataset:
         if found.sha256() != (source.train_sha256 if split == "train" else source.test_sha256):
             observer.note(f"The {split} split of {name} has changed since the checkpoint was trained on it.")
-        elif opened.metadata.class_names:
-            found = data.Split(found.images, found.labels, opened.metadata.class_names)
+        else:  # a split that lacks the last classes knows no names of theirs
+            names = max(found.class_names, opened.metadata.class_names, key=len)
+            found = dataclasses.replace(found, class_names=names)
     return found
 
 

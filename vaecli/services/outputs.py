@@ -27,7 +27,7 @@ class Written:
 
 
 def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
-    """Raise VaeError if `output` is one of the `sources`, an image in one, an IDX file, or a file of a run.
+    """Raise VaeError if `output` is one of the `sources`, would be an image in one, an IDX file, or a file of a run.
 
     A source is a path, or an open stream, which may come from a file.
     Derived files are replaced without asking, so what they may not replace is refused.
@@ -37,22 +37,19 @@ def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     if is_run_file(output):  # also one that is not there yet: a false check99 would be taken for the last
         raise VaeError(f"The output {output} is a file of a training run. Choose another -o.")
     refuse_stray_link(output)
+    folder = os.path.dirname(os.path.realpath(output))
+    # Pictures beside a run are derived, also where its data set, recorded as `.`, is another folder by now.
+    beside_run = all(os.path.exists(os.path.join(folder, name)) for name in (CONFIG, METRICS))
+    if output.lower().endswith(SUFFIXES) and not beside_run:
+        refuse_inside(output, "output", *(source for source in sources if isinstance(source, str)))
     if not os.path.exists(output):
         return
-    target = Path(os.path.realpath(output))
-    # Pictures beside a run are derived, also where its data set, recorded as `.`, is another folder by now.
-    beside_run = all(os.path.exists(target.parent / name) for name in (CONFIG, METRICS))
-    may_be_data = output.lower().endswith(SUFFIXES) and not beside_run
     for source in sources:
         if not isinstance(source, str):
             if _is_open(source, output):
                 raise VaeError(f"The output {output} is also the standard input. Choose another -o.")
             continue
-        if not os.path.exists(source):
-            continue
-        folders = image_roots(source) if may_be_data else []
-        inside = any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
-        if inside or os.path.samefile(output, source):
+        if os.path.exists(source) and os.path.samefile(output, source):
             raise VaeError(f"The output {output} is also an input. Choose another -o.")
     if is_idx(output):  # maybe of a named set, wherever that lies; no command writes such files
         raise VaeError(f"The output {output} is a file of a data set. Choose another -o.")
@@ -88,8 +85,8 @@ def guard_folder(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     refuse_inside(output, "output", *(source for source in sources if isinstance(source, str)))
 
 
-def refuse_inside(folder: str, what: str, *sources: str) -> None:
-    """Raise VaeError if the folder, `what` it is for people, lies where its pictures would become data of `sources`."""
+def refuse_inside(path: str, what: str, *sources: str) -> None:
+    """Raise VaeError if a picture or folder, `what` it is for people, lies where it would become data of `sources`."""
     for root in (root for source in sources for root in image_roots(source)):
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
-            raise VaeError(f"The {what} {folder} lies inside the data set {root}. Choose another -o.")
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+            raise VaeError(f"The {what} {path} lies inside the data set {root}. Choose another -o.")

@@ -1,16 +1,19 @@
 """What `vae sample` writes: a grid, an animation, an array, or one picture each into a folder."""
 
+import contextlib
 import os
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from io import FileIO
 from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 
-from vaecli.files import open_folder, open_output
+from vaecli.errors import VaeError
+from vaecli.files import open_folder, open_output, reason
 from vaecli.grids import animation, grid, made_by, png
 from vaecli.idx import MAX_BYTES
 from vaecli.images import SIDE, Pixels
@@ -72,10 +75,10 @@ def _beside(blocks: Iterator[Pixels], originals: Pixels | None) -> Iterator[Pixe
 
 def _write_npz(stream: BinaryIO, blocks: Iterator[Pixels], count: int | None, originals: Pixels | None) -> None:
     """As `numpy.savez` writes it, but block by block, so that memory does not grow with the number."""
-    with zipfile.ZipFile(stream, "w") as archive, tempfile.TemporaryFile() as waiting:
+    with zipfile.ZipFile(stream, "w") as archive, contextlib.ExitStack() as files:
         pieces: Iterator[bytes] = (block.tobytes() for block in blocks)
         if count is None:  # the array begins with its length
-            waiting.writelines(pieces)
+            waiting = files.enter_context(_kept_for_now(pieces))
             count = waiting.tell() // SIDE**2
             waiting.seek(0)
             pieces = iter(lambda: waiting.read(2**20), b"")
@@ -87,3 +90,20 @@ def _write_npz(stream: BinaryIO, blocks: Iterator[Pixels], count: int | None, or
         if originals is not None:
             with archive.open("originals.npy", "w", force_zip64=True) as member:
                 npy.write_array(member, originals, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _kept_for_now(pieces: Iterator[bytes]) -> Iterator[FileIO]:
+    """A temporary file of the pieces. Raises VaeError if the system's folder for such files has no room."""
+    with contextlib.ExitStack() as closing:
+        try:  # unbuffered: what did not fit is not written once more on closing
+            file = closing.enter_context(tempfile.TemporaryFile(buffering=0))
+            for piece in pieces:
+                while piece:
+                    piece = piece[file.write(piece) :]
+        except OSError as error:
+            raise VaeError(
+                f"Cannot keep the images in {tempfile.gettempdir()}: {reason(error)}. "
+                "Set TMPDIR to a folder with more room, or say with -n how many there are."
+            ) from error
+        yield file

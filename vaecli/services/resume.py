@@ -14,6 +14,7 @@ from vaecli.errors import CheckpointError, UsageError, VaeError
 from vaecli.metrics import EpochRecord
 from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
 from vaecli.runtime import choose_device, choose_precision
+from vaecli.sources import data_folder
 from vaecli.training import Adam
 
 # What a resumed run may change: how far it goes, what it keeps and says, and where it computes.
@@ -57,12 +58,15 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
 
 
 def refuse_moved_data(settings: Settings) -> None:
-    """Raise VaeError if the run's data set was a path that leads nowhere from here."""
+    """Raise VaeError if the run's data were at a path that leads nowhere from here."""
+    folder = data_folder(settings.data_dir)
     if is_missing(settings.dataset):
-        raise VaeError(
-            f"The run's data set '{settings.dataset}' is not here. "
-            "Go on from the folder where the run began, or put the data there."
-        )
+        what = f"data set '{settings.dataset}'"
+    elif settings.dataset in NAMED and not folder.is_absolute() and not folder.exists():
+        what = f"data folder '{folder}'"
+    else:
+        return
+    raise VaeError(f"The run's {what} is not here. Go on from the folder where the run began, or put the data there.")
 
 
 def _same_path(one: str | None, other: str | None) -> bool:
