@@ -15,7 +15,8 @@ FUZZ ?= 100000
 BIN := .venv/bin
 VAE := $(BIN)/vae
 # What 'vae train' calls its folder after: of a path, its last part.
-NAME = $(patsubst %.npz,%,$(notdir $(patsubst %/,%,$(DATASET))))
+BASENAME := import os, sys; print(os.path.basename(os.path.abspath(sys.argv[1])).removesuffix(".npz"))
+NAME = $(shell $(PYTHON) -c '$(BASENAME)' '$(DATASET)')
 
 demo: Z_DIM ?= 4
 demo: EPOCHS ?= 5

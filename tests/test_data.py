@@ -113,6 +113,11 @@ def test_class_folders_are_labels(tmp_path: Path, digits: data.Split) -> None:
 
 def test_train_and_test_folders_are_the_splits(tmp_path: Path, digits: data.Split) -> None:
     make_folder(tmp_path, digits, "splits")
+    (tmp_path / "test").rename(tmp_path / "valid")
+    notes: list[str] = []
+    assert data.load(str(tmp_path), "test", None, notes.append).class_names == ("train", "valid")
+    assert notes == [f"{tmp_path} has train/ and no test/, so its folders are taken for classes, not for splits."]
+    (tmp_path / "valid").rename(tmp_path / "test")
     shutil.rmtree(tmp_path / "test" / str(int(digits.labels[30])))  # type: ignore[index]
     train, test = load(tmp_path), load(tmp_path, "test")
     assert len(train.images) == 30

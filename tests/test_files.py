@@ -237,3 +237,15 @@ def test_a_folder_is_filled_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(VaeError, match="not made by this command"):
         fill(folder, "", "d", "a")
     assert {path.name for path in folder.iterdir()} == {"a", "c"}
+
+
+def test_two_that_fill_a_folder_at_once_remove_the_same_files(tmp_path: Path) -> None:
+    assert fill(tmp_path, "", "a") == {"a"}
+
+    def is_ours(path: str) -> bool:
+        (tmp_path / "a").unlink(missing_ok=True)  # as the other one does
+        return path.endswith("/a")
+
+    with open_folder(str(tmp_path), is_ours) as put:
+        put("b", b"b")
+    assert os.listdir(tmp_path) == ["b"]

@@ -371,6 +371,20 @@ def test_a_run_says_that_its_data_folder_lies_elsewhere(monkeypatch: pytest.Monk
     assert not Path("files").exists()  # nor anything fetched into it
 
 
+def test_a_data_folder_is_the_runs_own_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DIGITS, "files")
+    monkeypatch.setenv("HOME", os.getcwd())
+    run(Path("run"), 1, settings={"dataset": "fashion-mnist", "data_dir": "~/files"})
+    for name in ("files", os.path.abspath("files"), "./files/"):
+        run(Path("run"), 1, resume=True, typed={"data_dir"}, settings={"data_dir": name})
+    monkeypatch.setenv("VAE_DATA_DIR", "files")
+    run(Path("default"), 1, settings={"dataset": "fashion-mnist"})
+    run(Path("default"), 1, resume=True, typed={"data_dir"}, settings={"data_dir": "files"})
+    Path("others").mkdir()
+    with pytest.raises(UsageError, match=r"--data-dir others is not the run's \(the default\)"):
+        run(Path("default"), 1, resume=True, typed={"data_dir"}, settings={"data_dir": "others"})
+
+
 def test_class_names_are_those_of_today_and_of_all_classes(few: data.Split) -> None:
     for i, picture in enumerate(few.images):
         folder = Path("pictures", ("cat", "dog")[i % 2])

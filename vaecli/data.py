@@ -57,7 +57,7 @@ class Split:
         wanted = [*named, number][0]
         rows = torch.nonzero(self.labels == wanted).flatten()
         if not len(rows):
-            known = ", ".join(self.class_names[:30])
+            known = ", ".join(self.class_names[number] for number in sorted(set(self.labels.tolist()))[:30])
             raise DataError(f"No images of {where} have the label '{label}'. The labels are {known}.")
         return Split(self.images[rows], self.labels[rows], self.class_names)
 
@@ -149,6 +149,9 @@ def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
             for name, root in zip(("train", "test"), roots, strict=True)
         }
     else:
+        if len(own := [name for name in ("train", "test") if os.path.isdir(os.path.join(folder, name))]) == 1:
+            other = "test" if own == ["train"] else "train"
+            note(f"{folder} has {own[0]}/ and no {other}/, so its folders are taken for classes, not for splits.")
         rows = list_images(folder, note)
         listed = {name: [rows[i] for i in _rows_of(name, len(rows), folder)] for name in ("train", "test")}
     # Both splits must agree on what a label means, even if one of them lacks a class.

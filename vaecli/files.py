@@ -146,7 +146,7 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
             for name in names:
                 os.replace(work / name, target / name)
             for name in earlier.difference(names):
-                (target / name).unlink()
+                (target / name).unlink(missing_ok=True)  # another command may be filling the folder, too
         _sync_folder(target)
     except OSError as error:
         raise VaeError(

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -41,8 +42,11 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
         if name == "precision" and chosen == "auto":
             device = settings.device if "device" in typed else saved.device
             chosen = choose_precision(chosen, choose_device(device))
-        are_paths = name == "data_dir" or (name == "dataset" and NAMED.keys().isdisjoint((chosen, used)))
-        if chosen != used and not (are_paths and _same_path(chosen, used)):
+        if name == "data_dir":
+            same = _same_path(data_folder(chosen), data_folder(used))
+        else:
+            same = name == "dataset" and NAMED.keys().isdisjoint((chosen, used)) and _same_path(chosen, used)
+        if chosen != used and not same:
             option = "--" + name.replace("_", "-")
             others = "put the data back there" if name in ("dataset", "data_dir") else "use another -o"
             raise UsageError(
@@ -69,9 +73,9 @@ def refuse_moved_data(settings: Settings) -> None:
     raise VaeError(f"The run's {what} is not here. Go on from the folder where the run began, or put the data there.")
 
 
-def _same_path(one: str | None, other: str | None) -> bool:
-    """Whether two names as typed, such as `data` and `./data`, are the same file or folder."""
-    return bool(one and other and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other))
+def _same_path(one: str | Path, other: str | Path) -> bool:
+    """Whether two names, such as `data` and `./data`, are the same file or folder."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def require_settings(folder: str, settings: Settings, metadata: checkpoint.Metadata) -> None:
