@@ -128,6 +128,8 @@ def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Generator[
     try:
         lines = _lines(text, name)
         blank, first = next(((blank, line) for blank, line in enumerate(lines) if line.strip()), (0, ""))
+        if "\0" in first:  # an npz of codes, say, or UTF-16
+            raise DataError(f"{name} is no text in UTF-8. Give a csv or jsonl of 'vae encode'.")
         lines = itertools.chain(itertools.repeat("\n", blank), [first], lines)  # the lines' numbers stay
         found = _jsonl_rows(lines, name, z_dim) if first.lstrip().startswith("{") else _csv_rows(lines, name, z_dim)
         empty = True
