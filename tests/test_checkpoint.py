@@ -129,6 +129,10 @@ def with_header(change: Callable[[dict[str, Any]], object]) -> Doctor:
     return doctor
 
 
+def without_tensors(content: bytes) -> bytes:
+    return join({"__metadata__": split(content)[0]["__metadata__"]}, b"")
+
+
 def duplicate_key(content: bytes) -> bytes:
     header, values = split(content)
     text = json.dumps(header).encode()
@@ -165,9 +169,14 @@ BAD: dict[str, tuple[Doctor, str]] = {
     "no format": (with_metadata(lambda value: value.pop("format")), "no format"),
     "another model": (with_metadata(lambda value: value["model"].update(name="MLP")), "another model"),
     "z_dim 3": (with_metadata(lambda value: value["model"].update(z_dim=3)), "does not fit the model"),
+    "z_dim 10^18 and no tensors": (
+        lambda content: with_metadata(lambda value: value["model"].update(z_dim=10**18))(without_tensors(content)),
+        "its z_dim",
+    ),
+    "no tensors": (without_tensors, "no tensor 'conv1.bias'"),
     "z_dim 0": (with_metadata(lambda value: value["model"].update(z_dim=0)), "z_dim"),
-    "z_dim 2^63": (with_metadata(lambda value: value["model"].update(z_dim=2**63)), "tensor too many"),
-    "z_dim 10^30": (with_metadata(lambda value: value["model"].update(z_dim=10**30)), "tensor too many"),
+    "z_dim 2^63": (with_metadata(lambda value: value["model"].update(z_dim=2**63)), "its z_dim"),
+    "z_dim 10^30": (with_metadata(lambda value: value["model"].update(z_dim=10**30)), "its z_dim"),
     "epoch beyond the history": (with_metadata(lambda value: value.update(epoch=3)), "history differ"),
     "history not a list": (with_metadata(lambda value: value.update(history={})), "history is no list"),
     "infinite loss": (with_metadata(lambda v: v["history"][0].update(test_kl=1e999)), "damaged"),

@@ -132,6 +132,8 @@ def test_version(invoke: Invoke) -> None:
         ["train", "--resume", "--overwrite"],
         ["train", "extra"],
         ["test", "ckpt", "--split", "validation"],
+        ["test", "ckpt", "--samples", "1" + "0" * 20],
+        ["test", "ckpt", "--importance-samples", "1" + "0" * 20],
         ["encode", "ckpt", "--json"],
         ["encode", "ckpt", "-o", "codes.xlsx"],
         ["encode", "ckpt", "--format", "parquet"],
@@ -349,6 +351,16 @@ def test_encode_image_files_and_folders(ckpt: str, invoke: Invoke, digits: data.
         np.testing.assert_allclose(np.array(row[2:], float), np.array(by_index[1 + index][2:], float), atol=1e-5)
 
 
+def test_encode_a_folder_with_splits_has_the_labels_of_its_classes(
+    ckpt: str, invoke: Invoke, digits: data.Split
+) -> None:
+    for name in ("in/train/7/a.png", "in/test/3/b.png"):
+        Path(name).parent.mkdir(parents=True)
+        Image.fromarray(digits.images[0].numpy()).save(name)
+    table = rows(invoke("encode", ckpt, "in").stdout)
+    assert [row[:2] for row in table[1:]] == [["in/test/3/b.png", "3"], ["in/train/7/a.png", "7"]]
+
+
 def test_files_that_are_no_images_are_passed_over_aloud(
     ckpt: str, invoke: Invoke, digits: data.Split, tmp_path: Path
 ) -> None:
@@ -480,7 +492,7 @@ def test_sample_takes_what_a_small_split_has(ckpt: str, invoke: Invoke, digits: 
 def test_sample_cannot_take_more_than_the_split_has(ckpt: str, invoke: Invoke) -> None:
     result = invoke("sample", ckpt, "--from", "test", "-n", "151", "-o", "a.png")
     assert result.exit_code == 1
-    assert "There are 150 images in the test split" in assert_one_line(result.stderr)
+    assert "-n 151 is more than there are images in the test split (150)." in assert_one_line(result.stderr)
 
 
 # scatter and curves
@@ -745,6 +757,24 @@ def test_a_stdout_that_is_full_or_closed(ckpt: str, redirect: str, code: int, wo
     assert done.stderr.count(b"\n") == (1 if words else 0)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_that_fills_up(ckpt: str, unbuffered: str) -> None:
+    """Unbuffered, a write that is cut short raises nothing."""
+    script = f"ulimit -f 1; {sys.executable} -m vaecli encode {ckpt!r} --format npz -q > codes.npz"
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=60, check=False)
+    assert Path("codes.npz").stat().st_size <= 1024
+    assert "Cannot write to standard output: File too large" in assert_one_line(done.stderr)
+    assert done.returncode == 1
+
+
+def test_help_beyond_a_limit_on_file_sizes_is_one_line() -> None:
+    script = f"ulimit -f 0; {sys.executable} -m vaecli --help > help.txt"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    assert "File too large" in assert_one_line(done.stderr)
+    assert done.returncode == 1
+
+
 def test_the_version_for_nobody() -> None:
     script = f"{sys.executable} -m vaecli --version >&-"
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
@@ -755,6 +785,28 @@ def test_a_closed_stderr_stops_nothing(ckpt: str) -> None:
     script = f"{sys.executable} -m vaecli curves {ckpt!r} -o /dev/null 2>&-"
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b"/dev/null\n")
+
+
+def test_a_closed_stderr_is_no_other_file(ckpt: str) -> None:
+    """Else the picture is file 2, and to silence libtiff, which prints there, would close it."""
+    Image.new("L", (28, 28)).save("a.tif", compression="tiff_lzw")
+    script = f"{sys.executable} -m vaecli encode {ckpt!r} a.tif 2>&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.count(b"\n")) == (0, 2)
+
+
+def test_figures_without_a_folder_to_write_are_one_line(ckpt: str) -> None:
+    """A container of which all is read-only: matplotlib wants a folder for its font list."""
+    code = (
+        "import sys, tempfile, vaecli.cli\n"
+        "def mkdtemp(**options): raise FileNotFoundError(2, 'No usable temporary directory')\n"
+        "tempfile.mkdtemp = mkdtemp\n"
+        "sys.exit(vaecli.cli.main(['curves', sys.argv[1], '-o', '-']))"
+    )
+    env = os.environ | {"MPLCONFIGDIR": "/dev/null/none"}
+    done = subprocess.run([sys.executable, "-c", code, ckpt], env=env, capture_output=True, timeout=60, check=False)
+    assert "Set MPLCONFIGDIR or TMPDIR to one." in assert_one_line(done.stderr)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS
+from conftest import DIGITS, FEW
 from PIL import Image
 from test_idx import idx_bytes
 
@@ -38,6 +38,12 @@ def test_idx_folder_gzipped_or_not_is_the_same_data(tmp_path: Path) -> None:
         assert packed.labels.dtype == torch.int64
         assert packed.class_names == tuple("0123456789")
         assert packed.sha256() == plain.sha256()
+
+
+def test_there_are_two_splits() -> None:
+    for dataset in (DIGITS, FEW):
+        with pytest.raises(DataError, match="no split 'valid'"):
+            data.load(str(dataset), "valid", None, quiet)  # type: ignore[arg-type]
 
 
 def test_digest_is_over_shape_pixels_and_labels(digits: data.Split) -> None:

@@ -53,4 +53,9 @@ def test_interpolation_is_straight_and_meets_its_stops() -> None:
     z = interpolation(21, stops)
     assert torch.equal(z[[0, 10, 20]], stops)
     torch.testing.assert_close(z[1:11] - z[:10], ((stops[1] - stops[0]) / 10).expand(10, 5))
-    assert torch.equal(interpolation(1, stops), stops[:1])
+    for count in (3, 4, 40, 100):
+        z = interpolation(count, stops)
+        assert len(z) == count
+        (middle,) = (i for i in range(count) if torch.equal(z[i], stops[1]))
+        assert abs(2 * middle - (count - 1)) <= 1
+        assert torch.equal(z[[0, -1]], stops[[0, 2]])

@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Invoke, Notes, assert_one_line
+from conftest import FEW, TINY, Invoke, Notes, assert_one_line
 from test_hostile import SOAKING
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
@@ -213,3 +214,22 @@ def test_unused_dimensions_are_said_in_plain_words(trained: Trained, tmp_path: P
     assert any(words in note for note in notes.heard)
     assert evaluate(str(tmp_path / "lively.safetensors"), observer=notes).active_units == 2
     assert len(notes.heard) == 1
+
+
+def test_the_word_at_collapse_advises_what_can_be_done(trained: Trained, tmp_path: Path) -> None:
+    """A cosine schedule cannot be extended, and images of another data set say little of the model."""
+    model, metadata = checkpoint.load(trained.checkpoint, CPU)
+    with torch.no_grad():
+        for parameter in model.linear1mean.parameters():
+            parameter.zero_()
+    path, notes = str(tmp_path / "dead.safetensors"), Notes()
+    cosine = replace(metadata.training, lr_schedule="cosine")
+    for training in (metadata.training, cosine):
+        checkpoint.save(path, dict(model.named_parameters()), replace(metadata, training=training))
+        evaluate(path, observer=notes)
+    evaluate(path, dataset=str(FEW), observer=notes)
+    constant, cosines, foreign = notes.heard
+    assert "Train on with --resume" in constant
+    assert "--resume" not in cosines
+    assert cosines.endswith("Train anew with another --seed or a smaller --beta.")
+    assert foreign == f"All images of {FEW} get nearly the same code."

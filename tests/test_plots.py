@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, StepPatch
 
 from vaecli import plots
-from vaecli.metrics import EpochRecord
+from vaecli.metrics import MAX_LOSS, EpochRecord
 from vaecli.plots import class_colour, plain, told_apart
 from vaecli.plots.curves import curves
 from vaecli.plots.scatter import MANIFOLD_SIDE, MAX_NAMES, MAX_PANELS, manifold_codes, panels, reach, scatter
@@ -198,7 +198,7 @@ def test_any_number_of_classes_has_colours_of_its_own() -> None:
 
 def test_a_class_whose_name_the_font_lacks_goes_by_its_number() -> None:
     names = ("zéro", "日本", "中国")
-    assert texts(scatter(*codes(2), names, "title"))[:4] == ["zéro", "1", "2", "3"]
+    assert texts(scatter(*codes(2), names, "title"))[:4] == ["zéro", "#1", "#2", "3"]
 
 
 def test_many_dimensions_show_the_first_panels() -> None:
@@ -223,6 +223,13 @@ def test_curves_are_the_histories() -> None:
     assert np.asarray(train.get_ydata()).tolist() == [record.train_loss for record in history(5)]
     assert np.asarray(test.get_ydata()).tolist() == [record.test_loss for record in history(5)]
     assert texts(figure) == ["training", "test", "gap", "lowest test value: 152.00 at epoch 5"]
+
+
+def test_the_largest_losses_that_are_read_can_be_drawn() -> None:
+    values = np.array([-MAX_LOSS, MAX_LOSS, 5e-324]) * (1 - 1e-9)
+    records = [EpochRecord(e, *[float(value)] * 6) for e, value in enumerate(values, 1)]
+    for log_scale in (False, True):
+        assert plots.render(curves({"run": records}, "loss", log_scale), "png").startswith(b"\x89PNG")
 
 
 def test_a_star_marks_the_lowest_test_loss_whatever_the_metric() -> None:

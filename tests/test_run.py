@@ -1,5 +1,6 @@
 """The run folder's settings, names and metrics."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_parts_of_the_runs_files_are_removed_and_no_others(tmp_path: Path) -> No
 
 def test_metrics_round_trip_to_the_last_digit(tmp_path: Path) -> None:
     path = str(tmp_path / "metrics.jsonl")
-    records = [record(1), EpochRecord(2, 0.1 + 0.2, 1 / 3, 1e-17, 2 / 3, 1.0, 1e300)]
+    records = [record(1), EpochRecord(2, 0.1 + 0.2, 1 / 3, 1e-17, 2 / 3, 1.0, 1e38)]
     write_metrics(path, records)
     assert read_metrics(path) == records
     assert len(Path(path).read_text().splitlines()) == 2
@@ -134,6 +135,12 @@ def test_metrics_round_trip_to_the_last_digit(tmp_path: Path) -> None:
 def test_damaged_metrics_are_an_expected_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(VaeError, match="damaged"):
+        read_metrics(str(tmp_path / "metrics.jsonl"))
+
+
+def test_losses_beyond_float32_are_damage(tmp_path: Path) -> None:
+    write_metrics(str(tmp_path / "metrics.jsonl"), [dataclasses.replace(record(1), test_kl=-1.7e308)])
+    with pytest.raises(VaeError, match="beyond float32"):
         read_metrics(str(tmp_path / "metrics.jsonl"))
 
 

@@ -1,5 +1,6 @@
 """`vae sample` and `vae encode` as pipelines: codes out, codes in, every source and every kind of output."""
 
+import errno
 import functools
 import io
 import json
@@ -49,8 +50,8 @@ def images_of(path: str = "a.npz") -> Pixels:
         return pixels
 
 
-def failure(result: Result) -> str:
-    assert (result.exit_code, result.stdout) == (1, "")
+def failure(result: Result, code: int = 1) -> str:
+    assert (result.exit_code, result.stdout) == (code, "")
     return assert_one_line(result.stderr)
 
 
@@ -149,7 +150,15 @@ def test_walks_of_a_model_with_one_dimension(invoke: Invoke) -> None:
     invoke("sample", "run", "--from", "grid", "-n", "7", "-o", "a.npz")
     np.testing.assert_array_equal(images_of(), decoded("run", latent.quantiles(7)[:, None]))
     assert invoke("sample", "run", "--from", "traverse", "-o", "a.gif", "-q").exit_code == 0
-    assert "Choose from 0 to 0" in failure(invoke("sample", "run", "--from", "grid", "--dims", "0,1"))
+    assert "no dimension 1. Choose --dims from 0 to 0." in failure(
+        invoke("sample", "run", "--from", "grid", "--dims", "0,1")
+    )
+
+
+def test_interpolate_needs_a_picture_for_each_image(ckpt: str, invoke: Invoke) -> None:
+    line = failure(invoke("sample", ckpt, "--from", "interpolate", "--indices", "0,5,7", "-n", "2"), 2)
+    assert "--indices names 3 images, more than -n 2." in line
+    assert invoke("sample", ckpt, "--from", "interpolate", "--indices", "0,5,7", "-n", "3", "-q").exit_code == 0
 
 
 def test_interpolate_goes_straight_between_test_images(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
@@ -186,7 +195,7 @@ def test_like_takes_one_class(ckpt: str, invoke: Invoke, digits: data.Split) -> 
         assert "have the label" in failure(invoke("sample", ckpt, "--like", label, "-o", "a.png"))
     too_many = str(len(sevens) + 1)
     line = failure(invoke("sample", ckpt, "--from", "test", "--like", "7", "-n", too_many, "-o", "a.png"))
-    assert f"{len(sevens)} images in the test split with the label '7'" in line
+    assert f"images in the test split with the label '7' ({len(sevens)})" in line
 
 
 def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None:
@@ -205,8 +214,8 @@ def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--from", "grid", "--dims", "0,9"], "--dims 0,9"),
-        (["--from", "traverse", "--dims", "2"], "Choose from 0 to 1"),
+        (["--from", "grid", "--dims", "0,9"], "no dimension 9"),
+        (["--from", "traverse", "--dims", "2"], "Choose --dims from 0 to 1"),
         (["--from", "grid", "-n", "50"], "Use 49 or 64"),
         (["--from", "traverse", "-n", "7"], "Use 6 or 8."),
         (["--from", "traverse", "-n", "1"], "Use 2."),
@@ -489,9 +498,18 @@ def test_scans_come_back_from_their_codes(learned: str, invoke: Invoke, scans: l
     assert likeness[1] < 0.45
 
 
+def refuse(**options: object) -> None:
+    raise FileNotFoundError(errno.ENOENT, "No usable one")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full")
 def test_a_full_temporary_folder_is_not_blamed_on_the_output(ckpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
     result = fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q")
     assert f"Cannot keep the images in {tempfile.gettempdir()}: No space left" in failure(result)
     assert fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q", "-n", "1").exit_code == 0
+    monkeypatch.setattr(tempfile, "tempdir", None)  # as of a system on which no folder can be written
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    result = fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q")
+    assert "Cannot keep the images in a temporary folder: No usable one. Set TMPDIR" in failure(result)

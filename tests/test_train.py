@@ -310,6 +310,31 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert "Dry run" in stop.notes[-1]
 
 
+def test_a_dry_run_refuses_what_the_run_would(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    Path(folder, "check2.safetensors").unlink()
+    with pytest.raises(VaeError, match="has 2 epochs already"):
+        run(folder, 1, resume=True, typed={"epochs"}, dry_run=True)
+    finished = Notes()
+    assert train(SETTINGS, str(folder), resume=True, dry_run=True, observer=finished) is None
+    assert finished.heard == ["The run is finished already; a higher --epochs goes on."]
+    assert not Path(folder, "check2.safetensors").exists()
+    with pytest.raises(UsageError, match="exclude each other"):
+        run(folder, 3, resume=True, overwrite=True)
+    assert Path(folder, "state.safetensors").exists()
+
+
+@pytest.mark.parametrize(("there", "remedy"), [(True, "Use another -o."), (False, "Put the data back there.")])
+def test_another_data_set_of_the_same_name(trained: Trained, tmp_path: Path, there: bool, remedy: str) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": str(tmp_path / "digits.npz")}))
+    if there:
+        shutil.copy(FEW, tmp_path / "digits.npz")
+    with pytest.raises(UsageError, match=rf"digits\.npz\)\. {remedy}$"):
+        run(folder, 3, resume=True, typed={"dataset"}, settings={"dataset": str(FEW)})
+
+
 def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     again = shutil.copy(FEW, tmp_path / "again.npz")

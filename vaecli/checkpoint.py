@@ -19,7 +19,7 @@ from vaecli.errors import CheckpointError
 from vaecli.files import open_regular, parse_json, read_record, write_whole
 from vaecli.metrics import MAX_BYTES as MAX_HEADER
 from vaecli.metrics import EpochRecord, read_history
-from vaecli.run import FORMAT
+from vaecli.run import FORMAT, MAX_Z_DIM
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -98,8 +98,8 @@ class Metadata:
         model, names, epoch = value["model"], value["class_names"], value["epoch"]
         if not isinstance(model, dict) or model.keys() != {"name", "z_dim"} or model["name"] != _MODEL:
             raise CheckpointError(f"{what} holds another model. {remedy}")
-        if type(model["z_dim"]) is not int or model["z_dim"] < 1:
-            raise damaged("its z_dim is no positive integer")
+        if type(model["z_dim"]) is not int or not 1 <= model["z_dim"] <= MAX_Z_DIM:
+            raise damaged(f"its z_dim is no integer from 1 to {MAX_Z_DIM:,}")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise damaged("its class names are no list of strings")
         if len(names) > MAX_CLASSES or len(max(names, key=len, default="")) > MAX_NAME:
@@ -249,11 +249,8 @@ def _shapes(z_dim: int) -> dict[str, list[int]]:
 
     from vaecli.model import ConvVAE
 
-    try:
-        with torch.device("meta"):
-            parameters = ConvVAE(z_dim).named_parameters()
-    except (RuntimeError, TypeError):  # a z_dim beyond what the size of a tensor can be
-        return {}
+    with torch.device("meta"):
+        parameters = ConvVAE(z_dim).named_parameters()
     return {name: list(parameter.shape) for name, parameter in parameters}
 
 

@@ -103,8 +103,6 @@ def train(
       vae train --lr-schedule cosine --output-dir runs/cosine
       ckpt=$(vae train -q)
     """
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other. Choose one.")
     from vaecli.services.train import train as service
 
     settings = Settings(

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import json
 import os
 import signal
@@ -29,6 +30,8 @@ Arguments = ParamSpec("Arguments")
 _MOST = 2000  # characters of a line for people, before and after what is left out
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a write: no room, by disk, quota or limit; a disk
 
 
 def answer(text: str) -> None:
@@ -117,6 +120,7 @@ def _require_current_folder() -> None:
 def run(app: typer.Typer, args: list[str] | None) -> int:
     """Run the app as a process does: signals, usage errors and a closed stdout end as they should."""
     args = sys.argv[1:] if args is None else args
+    _open_streams()
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
         # Until a service works there is nothing to clean up, and half an import to break.
@@ -140,7 +144,7 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
         tell(f"Error: A library does not load: {words}. Install vaecli anew, in an environment of its own.")
         return VaeError.exit_code
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _REFUSED:
             raise
         tell(f"Error: Cannot write to standard output: {reason(error)}. Write somewhere else.")
         return VaeError.exit_code
@@ -162,6 +166,20 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
                 sys.stdout.flush()
         except OSError:
             _drop_stdout()
+
+
+def _open_streams() -> None:
+    """Let no other file take the place of a stream that is closed, and let stdout write all that it is given."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # the next file that is opened would get the number, and whatever C libraries print
+            os.open(os.devnull, os.O_RDWR)
+    # Unbuffered (PYTHONUNBUFFERED, `python -u`), a write to a full disk may be short and raise nothing.
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        sys.stdout = open(  # noqa: SIM115
+            sys.stdout.fileno(), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False
+        )
 
 
 def _one_line(error: typer.TyperException, args: list[str]) -> str:

@@ -81,6 +81,8 @@ def load(dataset: str, split: SplitName, data_dir: str | None, note: Note) -> Sp
     `note` hears of downloads, of converted images and of files that are none. Raises DataError if the
     data set does not exist, cannot be read, or has no images in this split.
     """
+    if split not in ("train", "test"):
+        raise DataError(f"There is no split '{split}'. Use train or test.")
     if is_missing(dataset):
         raise DataError(
             f"No data set '{dataset}': no such path, and none of the names {', '.join(NAMED)}. Check --dataset."

@@ -6,6 +6,7 @@ All are float32 (N, Z), row by row as the pictures will stand: the manifold's ro
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,8 +70,12 @@ def traversal(count: int, z_dim: int, dims: Sequence[int]) -> Tensor:
 
 
 def interpolation(count: int, stops: Tensor) -> Tensor:
-    """Codes (count, Z) in equal steps along the straight lines from each of `stops` (K, Z) to the next."""
-    places = torch.linspace(0, len(stops) - 1, count, dtype=torch.float64)
+    """Codes (count, Z) along the straight lines from each of `stops` (K, Z) to the next; `count` is K or more.
+
+    All stops are among them; the steps of a line are equal, and their number is, up to one, that of any other line.
+    """
+    frames = torch.linspace(0, count - 1, len(stops), dtype=torch.float64).round()
+    places = torch.from_numpy(np.interp(np.arange(count), frames, np.arange(len(stops))))
     begin = places.floor().long().clamp(max=len(stops) - 2)
     share = (places - begin).float()[:, None]  # (count, 1)
     return torch.lerp(stops[begin], stops[begin + 1], share)

@@ -12,6 +12,7 @@ from vaecli.errors import VaeError
 from vaecli.files import csv_bytes, parse_json, read_record, read_regular, write_whole
 
 MAX_EPOCHS = 25_000  # their history makes up to 7 MB, and a stranger's JSON takes 25 times its size in memory
+MAX_LOSS = 2.0**128  # where float32 ends
 MAX_BYTES = 2**23  # of metrics.jsonl, and of what a weights or state file says of itself
 
 
@@ -42,10 +43,15 @@ class EpochRecord:
 
 
 def read_history(rows: Iterable[Any], what: str, error: type[VaeError] = VaeError) -> list[EpochRecord]:
-    """The records in a list of JSON objects, epochs 1, 2, 3 ... in order. Raises `error` otherwise."""
+    """The records in a list of JSON objects, epochs 1, 2, 3 ... in order. Raises `error` otherwise.
+
+    Losses are means of float32 values, so a larger number is none; no figure could show it either.
+    """
     records = [read_record(EpochRecord, row, what, error) for row in rows]
     if [record.epoch for record in records] != list(range(1, len(records) + 1)):
         raise error(f"{what} is damaged: its epochs are not 1, 2, 3 and so on. Restore it or make it anew.")
+    if any(abs(value) >= MAX_LOSS for record in records for value in record.to_json().values()):
+        raise error(f"{what} is damaged: a number in it is beyond float32. Restore it or make it anew.")
     return records
 
 

@@ -171,13 +171,16 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Try one batch of each step; write nothing.")]
 
 # Of test.
-Samples = Annotated[int, typer.Option("--samples", min=1, help="Draws of z for each image; its loss is their mean.")]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, max=10**9, help="Draws of z for each image; its loss is their mean.")
+]
 ImportanceSamples = Annotated[
     int | None,
     typer.Option(
         "--importance-samples",
         metavar="K",
         min=1,
+        max=10**9,
         help="Add log_likelihood, a lower bound on log p(x) from K draws an image.",
     ),
 ]

@@ -153,9 +153,9 @@ def table(seconds: dict[str, Any], sizes: dict[str, int], work: dict[str, float]
 def show(rows: list[Any], memory: dict[str, int], about: dict[str, Any]) -> str:
     """The table as Markdown, which a terminal and a README both show."""
     lines = [
-        f"{about['processor']}, {about['threads']} threads; {about['device']}; torch {about['torch']}, "
-        f"Python {about['python']}; medians of {about['rounds']} interleaved runs, z_dim 4, batches of 100. "
-        f"`--precision auto` is {about['auto']} here.",
+        f"{about['processor']}, {about['threads']} threads on {about['cores'] or '?'} cores; {about['device']}; "
+        f"torch {about['torch']}, Python {about['python']}; medians of {about['rounds']} interleaved runs, z_dim 4, "
+        f"batches of 100. `--precision auto` is {about['auto']} here.",
         "",
         "| task | | seconds | spread | images/s | of the tutorial's speed | of the matmul rate |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -176,6 +176,15 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int | None:
+    """Of how many cores this process may use threads, where the system tells it: two of one core are no two cores."""
+    try:
+        siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+        return len({Path(siblings.format(cpu)).read_text() for cpu in os.sched_getaffinity(0)})
+    except (AttributeError, OSError):  # macOS has no affinity, some sandboxes show no topology
+        return None
 
 
 def main() -> None:
@@ -209,6 +218,7 @@ def main() -> None:
     about = {
         "processor": processor(),
         "threads": torch.get_num_threads(),
+        "cores": cores(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "torch": torch.__version__,
         "python": platform.python_version(),

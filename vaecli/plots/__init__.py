@@ -11,9 +11,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
+from vaecli.errors import VaeError
+
+try:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
+except OSError as error:  # neither its own folders nor those for temporary files can be written
+    raise VaeError("matplotlib has no folder that it can write. Set MPLCONFIGDIR or TMPDIR to one.") from error
 
 # Paul Tol's "muted" scheme (personal.sron.nl/~pault), made to stay apart under the common
 # colour-vision deficiencies and in lightness; reordered so that digits that a VAE puts side by side

@@ -100,8 +100,9 @@ def scatter(
 
 
 def _name(class_names: Sequence[str], label: int) -> str:
-    """The class's name, or its number if it has none or one that the font cannot draw."""
-    return class_names[label] if label < len(class_names) and drawable(class_names[label]) else str(label)
+    """The class's name, or its number: `#7`, which another's name may be without the sign, if no font can draw it."""
+    name = class_names[label] if label < len(class_names) else str(label)
+    return name if drawable(name) else f"#{label}"
 
 
 def _legend(names: Mapping[int, str], unnamed: int) -> tuple[list[Line2D], list[str]]:

@@ -135,12 +135,18 @@ def _input_blocks(
         return "index", sum(file.shape[0] for file in files), _idx_blocks(files, note)
     rows: list[tuple[str, str | None]] = []
     for path in inputs:
-        found = list_images(path, note) if os.path.isdir(path) else [(path, None)]
+        found = _images_in(path, note) if os.path.isdir(path) else [(path, None)]
         if not found or path.endswith(".npz"):
             raise DataError(f"{path} holds no image files. Name such or IDX files, or give a data set with --dataset.")
         rows += found
     labels = {name: label for label, name in enumerate(class_names)}
     return "path", len(rows), _file_blocks(rows, labels, note)
+
+
+def _images_in(folder: str, note: Callable[[str], None]) -> list[tuple[str, str | None]]:
+    """As `list_images`; of a data set with `train/` and `test/` the classes are the folders below these."""
+    roots = sorted(image_roots(os.path.join(folder, "")))  # with its slash, it is the name of no known set
+    return [image for root in (roots if len(roots) > 1 else [folder]) for image in list_images(root, note)]
 
 
 def _file_blocks(

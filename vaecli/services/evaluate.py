@@ -79,7 +79,7 @@ def evaluate(
             raise VaeError(f"The loss of {opened.path} on {split} images is not finite. Use another checkpoint.")
         usage = measures.latent_usage(opened.model, images, opened.device)
         active = usage.active_units() if len(images) > 1 else None
-        _note_unused(active, opened.model.z_dim, observer)
+        _note_unused(active, opened.metadata, dataset, observer)
         if knn and neighbours:
             observer.begin("nearest neighbours", len(neighbours.images) + len(images))
             accuracy = _knn_accuracy(opened, neighbours, chosen, knn, observer)
@@ -120,7 +120,9 @@ def _training_split(
     if train.labels is None or test.labels is None:
         raise DataError(f"{dataset or opened.metadata.data.dataset} has no labels to compare. Leave out --knn.")
     if knn > len(train.images):
-        raise DataError(f"There are only {len(train.images):,} training images. Use a smaller --knn.")
+        raise DataError(
+            f"--knn {knn:,} is more than there are training images ({len(train.images):,}). Use a smaller one."
+        )
     return train
 
 
@@ -137,14 +139,18 @@ def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int,
     return measures.knn_accuracy(means(train), train.labels, means(test), test.labels, knn)
 
 
-def _note_unused(active: int | None, z_dim: int, observer: Observer) -> None:
-    if active == 0:
+def _note_unused(active: int | None, metadata: checkpoint.Metadata, dataset: str | None, observer: Observer) -> None:
+    if active == 0 and dataset is not None:  # which says little of the model
+        observer.note(f"All images of {dataset} get nearly the same code.")
+    elif active == 0:
+        anew = "with another --seed or a smaller --beta"
+        longer = f"Train on with --resume and a higher --epochs; if it stays so, anew {anew}."
+        remedy = f"Train anew {anew}." if metadata.training.lr_schedule == "cosine" else longer
+        observer.note(f"The latent space has collapsed: all images get nearly the same code. {remedy}")
+    elif active and active < metadata.z_dim:
         observer.note(
-            "The latent space has collapsed: all images get nearly the same code. Train on with --resume and a higher "
-            "--epochs; if it stays so, anew with another --seed or a smaller --beta."
+            f"Active dimensions: {active} of {metadata.z_dim}. The means of the others hardly vary between images."
         )
-    elif active and active < z_dim:
-        observer.note(f"Active dimensions: {active} of {z_dim}. The means of the others hardly vary between images.")
 
 
 def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float, observer: Observer) -> None:

@@ -102,8 +102,9 @@ def _kept_for_now(pieces: Iterator[bytes]) -> Iterator[FileIO]:
                 while piece:
                     piece = piece[file.write(piece) :]
         except OSError as error:
+            folder = tempfile.tempdir or "a temporary folder"  # none of those that it looked at can be written
             raise VaeError(
-                f"Cannot keep the images in {tempfile.gettempdir()}: {reason(error)}. "
+                f"Cannot keep the images in {folder}: {reason(error)}. "
                 "Set TMPDIR to a folder with more room, or say with -n how many there are."
             ) from error
         yield file

@@ -48,10 +48,13 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
             same = name == "dataset" and NAMED.keys().isdisjoint((chosen, used)) and _same_path(chosen, used)
         if chosen != used and not same:
             option = "--" + name.replace("_", "-")
-            others = "put the data back there" if name in ("dataset", "data_dir") else "use another -o"
+            remedy = "Leave it out, or use another -o."
+            if name == "data_dir":
+                remedy = "Leave it out, or put the data back there."
+            elif name == "dataset":  # without it the folder may be another, too
+                remedy = "Put the data back there." if is_missing(used) else "Use another -o."
             raise UsageError(
-                f"{option} {chosen} is not the run's ({'the default' if used is None else used}). "
-                f"Leave it out, or {others}."
+                f"{option} {chosen} is not the run's ({'the default' if used is None else used}). {remedy}"
             )
     if saved.lr_schedule == "cosine" and "epochs" in typed and settings.epochs != saved.epochs:
         raise UsageError(
@@ -93,8 +96,8 @@ def training_of(settings: Settings) -> checkpoint.Training:
     return checkpoint.Training(**{name: getattr(settings, name) for name in names})
 
 
-def already_finished(folder: str, settings: Settings) -> Trained | None:
-    """The result of a run that has all its epochs; its last weights file is made again if it is gone."""
+def already_finished(folder: str, settings: Settings, *, repair: bool) -> Trained | None:
+    """The result of a run that has all its epochs; to `repair` is to make its last weights file again if it is gone."""
     metadata = checkpoint.read_state_metadata(os.path.join(folder, STATE))
     if metadata.epoch < settings.epochs:
         return None
@@ -105,15 +108,18 @@ def already_finished(folder: str, settings: Settings) -> Trained | None:
         )
     require_settings(folder, settings, metadata)
     path = check_path(folder, metadata.epoch)
-    try:
-        sound = checkpoint.load(path, torch.device("cpu"))[1] == metadata
-    except CheckpointError:
-        sound = False
-    if not sound:  # lost, damaged or another run's, and the state has all that it held
+    if repair and not _is_sound(path, metadata):  # lost, damaged or another run's, and the state has all that it held
         model = engine.new_model(settings.z_dim, settings.seed)
         checkpoint.load_state(os.path.join(folder, STATE), model, Adam(model.parameters()))
         checkpoint.save(path, dict(model.named_parameters()), metadata)
     return trained(path, metadata.history)
+
+
+def _is_sound(path: str, metadata: checkpoint.Metadata) -> bool:
+    try:
+        return checkpoint.load(path, torch.device("cpu"))[1] == metadata
+    except CheckpointError:
+        return False
 
 
 def trained(path: str, history: Sequence[EpochRecord]) -> Trained:

@@ -75,8 +75,8 @@ def sample(
       and 1, the others 0; `count` is a square (with one dimension, any number).
     * `traverse`: a row for each of `dims`, by default all, from -3 to 3 times temperature, the
       others 0; `count` is a multiple of their number, by default 10 each.
-    * `interpolate`: equal steps on straight lines through the posterior means of the test images
-      `indices`.
+    * `interpolate`: equal steps on straight lines from each of the posterior means of the test images
+      `indices` to the next; `count` is at least their number.
     * the path of a csv or jsonl, or an open one: its codes as they are, every row or the first `count`.
 
     Equal arguments give equal bytes. Raises CheckpointError, DataError, VaeError for dimensions or
@@ -148,6 +148,10 @@ def _check_usage(
         raise UsageError(
             "--from interpolate needs two test images or more. Name them by number with --indices, such as 18,61."
         )
+    if name == "interpolate" and (count or DEFAULT_COUNT) < len(indices or ()):
+        raise UsageError(
+            f"--indices names {len(indices or ()):,} images, more than -n {count or DEFAULT_COUNT:,}. Use a larger -n."
+        )
     if name == "grid" and dims and len(dims) > 2:
         raise UsageError("A grid has one or two dimensions. Use --dims I,J, or --from traverse.")
     if dims and len(set(dims)) < len(dims):
@@ -189,7 +193,9 @@ def _reconstructions(
         what += f" with the label '{like}'"
     count = count or min(DEFAULT_COUNT, len(split.images))
     if count > len(split.images):
-        raise DataError(f"There are {len(split.images):,} images in {what}, fewer than -n {count:,}. Use a smaller -n.")
+        raise DataError(
+            f"-n {count:,} is more than there are images in {what} ({len(split.images):,}). Use a smaller -n."
+        )
     originals = split.pick(count, seed).images
 
     def codes() -> Iterator[Tensor]:
@@ -206,8 +212,7 @@ def _walk(
     z_dim = opened.model.z_dim
     dims = dims or tuple(range(z_dim) if source == "traverse" else range(min(2, z_dim)))
     if max(dims) >= z_dim:
-        shown = ",".join(map(str, dims))
-        raise VaeError(f"--dims {shown} are not dimensions of the model. Choose from 0 to {z_dim - 1}.")
+        raise VaeError(f"The model has no dimension {max(dims)}. Choose --dims from 0 to {z_dim - 1}.")
     count = count or (STEPS * len(dims) if source == "traverse" else DEFAULT_COUNT)
     if count > most:
         raise VaeError(f"{len(dims):,} dimensions make {count:,} images, too many for one output. Choose --dims.")

@@ -12,7 +12,7 @@ import torch
 
 from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata
-from vaecli.errors import DivergedError, Interrupted, VaeError
+from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
 from vaecli.lock import lock_folder
 from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
@@ -53,10 +53,12 @@ def train(
     the fields in `typed` count then. With `dry_run` one batch of each step is computed, nothing is
     written, and the answer is None.
 
-    Raises UsageError if a typed setting is not the run's, VaeError if a run is in the way, and
-    DivergedError if a loss is not finite; the last finished epoch's weights are kept then, as they
-    are when the training is interrupted.
+    Raises UsageError for `resume` with `overwrite` or if a typed setting is not the run's, VaeError if
+    a run is in the way, and DivergedError if a loss is not finite; the last finished epoch's weights
+    are kept then, as they are when the training is interrupted.
     """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other. Choose one.")
     observer = observer or Observer()
     if dry_run:
         return _train(settings, folder, resume, overwrite, typed, observer)
@@ -90,10 +92,10 @@ def _train(
     continuing = resume and os.path.join(folder, STATE) in present
     if resume and not continuing and any(os.path.basename(path) not in FIRST_COMMIT for path in present):
         raise VaeError(f"{folder} has lost its {STATE}, so it cannot go on. Use --overwrite, or another -o.")
-    if continuing and check_folder and (finished := already_finished(folder, settings)):
+    if continuing and (finished := already_finished(folder, settings, repair=check_folder is not None)):
         more = "" if settings.lr_schedule == "cosine" else "; a higher --epochs goes on"
         observer.note(f"The run is finished already{more}.")
-        return finished
+        return finished if check_folder else None
     if resume and present:
         refuse_moved_data(settings)
     with memory_errors(device):
