@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -62,6 +63,15 @@ def _one_thread() -> None:
 def digits() -> data.Split:
     """The 150 test digits."""
     return data.load(str(DIGITS), "test", None, lambda text: None)
+
+
+@pytest.fixture
+def many(digits: data.Split) -> data.Split:
+    """More test images than one block holds, in `many.npz`, a data set."""
+    rows = torch.arange(1100) % len(digits.images)
+    images, labels = digits.images[rows], digits.labels[rows]  # type: ignore[index]
+    np.savez("many.npz", images=images[:10].numpy(), test_images=images.numpy(), test_labels=labels.numpy())
+    return data.Split(images, labels, digits.class_names)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from warm import command_on_path
 import vaecli
 from vaecli import checkpoint, data, engine
 from vaecli.cli import main
+from vaecli.run import Settings
 from vaecli.runtime import noise
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full, and names that are no UTF-8")
@@ -289,6 +290,51 @@ def test_changed_data_is_said(run_copy: Path, tmp_path: Path, invoke: Invoke) ->
     assert invoke("test", "mine", "-q").stderr == ""
 
 
+def test_every_option_of_train_is_a_setting_of_the_run(invoke: Invoke) -> None:
+    typed = {
+        "z_dim": 3,
+        "epochs": 2,
+        "batch_size": 50,
+        "lr": 0.002,
+        "lr_schedule": "cosine",
+        "beta": 2.0,
+        "kl_warmup": 1,
+        "seed": 5,
+        "dataset": str(FEW),
+        "data_dir": "data",
+        "precision": "bf16",
+        "device": "cpu",
+        "checkpoint_every": 1,
+        "log_interval": 3,
+    }
+    options = [word for name, value in typed.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert invoke("train", *options, "-o", "run", "-q").stdout == "run/check2.safetensors\n"
+    assert json.loads(Path("run/config.json").read_text()) == typed | {"format": 1}
+    assert all(value != getattr(Settings(), name) for name, value in typed.items())
+
+
+def test_every_command_takes_a_data_folder(ckpt: str, invoke: Invoke) -> None:
+    own = invoke("encode", ckpt).stdout
+    place = ["-d", "fashion-mnist", "--data-dir", DIGITS]
+    assert invoke("encode", ckpt, *place).stdout == own
+    assert json.loads(invoke("test", ckpt, *place, "--json").stdout)["images"] == 150
+    for source in (["--from", "test"], ["--from", "interpolate", "--indices", "0,149"]):
+        assert invoke("sample", ckpt, *source, *place, "-o", "a.png").exit_code == 0
+    assert invoke("scatter", ckpt, *place, "-o", "s.svg").exit_code == 0
+    assert b"fashion-mnist, 150 test images" in Path("s.svg").read_bytes()
+
+
+def test_blocks_of_images_go_on_where_the_last_one_ended(ckpt: str, invoke: Invoke, many: data.Split) -> None:
+    """Rows, labels and noise of more images than one block holds."""
+    table = rows(invoke("encode", ckpt, "-d", "many.npz", "--sample").stdout)[1:]
+    assert [int(row[0]) for row in table] == list(range(1100))
+    assert [int(row[1]) for row in table] == many.labels.tolist()  # type: ignore[union-attr]
+    numbers = torch.tensor([[float(value) for value in row[2:]] for row in table])
+    mean, logvar, z = numbers[:, :2], numbers[:, 2:4], numbers[:, 4:]
+    eps = torch.cat([noise(0, "posterior", block, 2) for block in (0, 1)])[:1100]
+    torch.testing.assert_close(z, mean + (logvar / 2).exp() * eps)
+
+
 # encode
 
 
@@ -518,6 +564,13 @@ def test_scatter_dims_and_limit(run_copy: Path, invoke: Invoke) -> None:
         result = invoke("scatter", run_copy, "--dims", dims)
         assert result.exit_code == code
         assert f"--dims {dims}" in assert_one_line(result.stderr)
+
+
+def test_scatter_shows_the_split_and_its_classes(run_copy: Path, invoke: Invoke) -> None:
+    assert invoke("scatter", run_copy, "-o", "s.svg", "--split", "train").exit_code == 0
+    drawn = re.findall(r"<!-- (.*?) -->", Path("s.svg").read_text())
+    assert any("500 training images" in text for text in drawn)
+    assert set("0123456789") <= set(drawn)
 
 
 def test_scatter_pca_of_more_than_two_dimensions(invoke: Invoke, tmp_path: Path) -> None:
@@ -809,6 +862,18 @@ def test_figures_without_a_folder_to_write_are_one_line(ckpt: str) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup, when the terminal closes."""
+    script = f"trap '' HUP; exec {shlex.join([sys.executable, '-m', 'vaecli', *TRAIN])} -e 3 -o run -q"
+    child = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGHUP)
+    assert child.communicate(timeout=60) == (b"run/check3.safetensors\n", b"")
+    assert child.returncode == 0
+
+
 def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:
     """Caught inside numpy's own import, an exception would be lost or garbled."""
     for delay in (0.35, 0.6, 0.85):
@@ -823,7 +888,11 @@ def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("raise ImportError('libtorch.so:\\n failed to map segment.')", "libtorch.so: failed to map segment. Install"),
+        (
+            "raise ImportError('libtorch.so:\\n failed to map segment.')",
+            "libtorch.so: failed to map segment. Free memory,",
+        ),
+        ("raise ImportError('no such symbol')", "no such symbol. Install"),
         ("raise MemoryError", "Out of memory. Free some."),
     ],
 )

@@ -143,11 +143,27 @@ def test_image_folders_that_make_no_data_set(tmp_path: Path, digits: data.Split)
             load(tmp_path / name)
 
 
+def test_picked_images_keep_their_labels(digits: data.Split) -> None:
+    picked = data.Split(digits.images, torch.arange(150), ()).pick(20, 0)
+    assert picked.labels is not None
+    assert len(set(picked.labels.tolist())) == 20
+    assert torch.equal(picked.images, digits.images[picked.labels])
+
+
+def test_npz_in_fortran_order_is_the_same_data(tmp_path: Path, digits: data.Split) -> None:
+    np.savez(tmp_path / "a.npz", images=np.asfortranarray(digits.images[:28].numpy()))
+    assert torch.equal(load(tmp_path / "a.npz", "test").images, digits.images[9:28:10])
+
+
 def test_npz_with_and_without_a_test_split(tmp_path: Path, digits: data.Split) -> None:
     images, labels = digits.images.numpy(), digits.labels.numpy()  # type: ignore[union-attr]
     np.savez(tmp_path / "one.npz", images=images, labels=labels)
     np.savez_compressed(tmp_path / "two.npz", images=images[:100], test_images=images[100:], test_labels=labels[100:])
-    assert torch.equal(load(tmp_path / "one.npz", "test").images, digits.images[9::10])
+    one = {split: load(tmp_path / "one.npz", split) for split in ("train", "test")}
+    place = torch.arange(150) % 10
+    for split, chosen in (("test", place == 9), ("train", place != 9)):
+        assert torch.equal(one[split].images, digits.images[chosen])
+        assert torch.equal(one[split].labels, digits.labels[chosen])  # type: ignore[arg-type,index]
     train, test = load(tmp_path / "two.npz"), load(tmp_path / "two.npz", "test")
     assert torch.equal(train.images, digits.images[:100])
     assert train.labels is None
@@ -222,6 +238,23 @@ def write_set(folder: Path, name: str, images: np.ndarray, labels: np.ndarray, k
     for pair in NAMED[name].files.values():
         (folder / pair[0]).write_bytes(idx_bytes(images))
         (folder / pair[1]).write_bytes(idx_bytes(labels, kind))
+
+
+def test_emnist_digits_begin_at_0(tmp_path: Path, digits: data.Split) -> None:
+    write_set(tmp_path / "EMNIST/raw", "emnist-digits", digits.images[:10].numpy(), np.arange(10, dtype=np.uint8))
+    split = load("emnist-digits", "train", tmp_path)
+    assert split.labels is not None
+    assert [split.class_names[label] for label in split.labels] == list("0123456789")
+
+
+def test_class_names_are_those_of_torchvision() -> None:
+    from torchvision import datasets
+
+    for name, known in NAMED.items():
+        theirs = getattr(datasets, known.torchvision)
+        if hasattr(theirs, "classes") and known.torchvision != "EMNIST":
+            for ours, full in zip(known.class_names, theirs.classes, strict=True):
+                assert full.startswith(ours), name  # `0 - zero`, `T-shirt/top`
 
 
 def test_emnist_letters_stand_upright_and_begin_at_a(tmp_path: Path, digits: data.Split) -> None:

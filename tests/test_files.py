@@ -24,6 +24,30 @@ from vaecli.files import (
 )
 
 
+def test_what_takes_a_name_has_reached_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves an empty file under the name, or no name."""
+    steps: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        steps.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    write_whole(tmp_path / "file", b"bytes")
+    assert steps == ["file", "name", "folder"]
+    steps.clear()
+    with open_folder(str(tmp_path / "folder"), lambda path: False) as put:
+        put("a", b"a")
+        put("b", b"b")
+    assert steps == ["file", "file", "name", "name", "folder"]
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")

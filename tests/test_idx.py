@@ -76,6 +76,8 @@ def test_false_files_are_expected_errors(tmp_path: Path, content: tuple[str, byt
     (tmp_path / "file").write_bytes(content[1])
     with pytest.raises(DataError, match=r"Cannot read .*file"):
         IdxFile(tmp_path / "file").read()
+    with pytest.raises(DataError, match=r"Cannot read .*file"):
+        list(IdxFile(tmp_path / "file").blocks(1))
 
 
 def test_other_files_are_not_idx(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def test_padding_takes_the_borders_median() -> None:
     assert pixels[0, 0] == pixels[27, 27] == pixels[14, 0]
     assert 235 <= pixels[0, 0] <= 245
     assert pixels[14, 14] < 60
+    ImageDraw.Draw(wide).rectangle((0, 0, 30, 20), fill="black")  # a quarter of the border
+    assert fit(wide)[0, 0] == pixels[0, 0]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

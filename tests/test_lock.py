@@ -1,5 +1,6 @@
 """One training at a time in a run folder."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -56,6 +57,31 @@ def test_a_lock_that_was_taken_away_is_noticed_and_the_next_ones_left_alone(tmp_
                 check()
             theirs()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_its_owner_removes_at_that_moment_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = filelock.lock_descriptor
+
+    def late(descriptor: int, *, blocking: bool) -> bool:
+        monkeypatch.undo()
+        (tmp_path / LOCK).unlink()  # opened before, and locked after
+        return really(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(filelock, "lock_descriptor", late)
+    with lock_folder(str(tmp_path), never) as check:
+        check()
+        assert os.listdir(tmp_path) == [LOCK]
+
+
+def test_an_owner_whose_lock_was_taken_away_leaves_the_next_ones(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(lock_folder(str(tmp_path), never))
+        (tmp_path / LOCK).unlink()
+        theirs = second.enter_context(lock_folder(str(tmp_path), never))
+        first.close()
+        theirs()
 
 
 @pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL])

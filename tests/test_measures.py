@@ -4,11 +4,12 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FEW, TINY, Invoke, Notes, assert_one_line
+from conftest import DIGITS, FEW, TINY, Invoke, Notes, assert_one_line
 from test_hostile import SOAKING
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal
@@ -168,6 +169,28 @@ def test_a_posterior_too_sure_of_itself_misleads_no_bound() -> None:
     )
     exact = float(log_prob(Normal(0.0, math.hypot(1, deviation)), x))
     assert float(bound.mean()) == pytest.approx(exact, abs=0.1)
+
+
+def test_what_is_reported_is_what_was_measured(trained: Trained, digits: data.Split) -> None:
+    model, _ = checkpoint.load(trained.checkpoint, CPU)
+    result = evaluate(trained.checkpoint, importance_samples=3, knn=7, seed=2)
+    bound = log_likelihood(model, digits.images, draws=3, seed=2, device=CPU)
+    assert result.log_likelihood == pytest.approx(float(bound.mean()), abs=1e-4)
+    assert result.log_likelihood_se == pytest.approx(float(bound.double().std()) / math.sqrt(150), rel=1e-4)
+    train_split = data.load(str(DIGITS), "train", None, lambda text: None)
+    means = [engine.encode(model, split.images, CPU).mean for split in (train_split, digits)]
+    assert train_split.labels is not None
+    assert digits.labels is not None
+    expected = knn_accuracy(means[0], train_split.labels, means[1], digits.labels, 7)
+    assert result.knn_accuracy == expected
+    assert expected != knn_accuracy(means[1], digits.labels, means[1], digits.labels, 7)
+
+
+def test_draws_differ_from_block_to_block(trained: Trained, many: data.Split) -> None:
+    model, _ = checkpoint.load(trained.checkpoint, CPU)
+    arguments: dict[str, Any] = {"draws": 2, "seed": 0, "device": CPU}
+    second = log_likelihood(model, many.images, **arguments)[1000:]
+    assert not torch.isclose(second, log_likelihood(model, many.images[1000:], **arguments), atol=1e-3).any()
 
 
 def test_what_is_not_asked_for_is_absent(ckpt: str, invoke: Invoke) -> None:

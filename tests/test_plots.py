@@ -121,6 +121,8 @@ def test_classes_of_one_dimension_have_a_row_each() -> None:
     totals = heights(axis)
     assert len(totals) == 20
     assert np.allclose(totals, totals[0]), "each is a share of its class"
+    uneven = heights(scatter(points, np.minimum(labels, 1), ("a", "b"), "title").axes[0])
+    assert np.allclose(uneven, uneven[0])
 
 
 def test_one_dimension_without_labels_counts_images() -> None:
@@ -345,6 +347,13 @@ def test_figures_of_threads_are_the_same_and_leave_settings_as_they_were() -> No
     with mpl.rc_context({"axes.spines.top": True, "font.size": 13}), ThreadPoolExecutor(4) as pool:
         assert set(pool.map(draw, range(8))) == {alone}
         assert (mpl.rcParams["axes.spines.top"], mpl.rcParams["font.size"]) == (True, 13)
+
+
+def test_no_figure_says_when_it_was_made() -> None:
+    files = {form: plots.render(scatter(*codes(2), (), "title"), form) for form in ("png", "svg", "pdf")}
+    assert b"Date" not in files["pdf"]
+    assert b"date" not in files["svg"]
+    assert b"tEXt" not in files["png"]
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])

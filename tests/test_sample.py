@@ -27,6 +27,7 @@ from vaecli.grids import grid
 from vaecli.images import inverted, read_images
 from vaecli.run import Settings
 from vaecli.runtime import noise
+from vaecli.services.pictures import write_pictures
 from vaecli.services.train import train
 
 CPU = torch.device("cpu")
@@ -153,6 +154,24 @@ def test_walks_of_a_model_with_one_dimension(invoke: Invoke) -> None:
     assert "no dimension 1. Choose --dims from 0 to 0." in failure(
         invoke("sample", "run", "--from", "grid", "--dims", "0,1")
     )
+
+
+def test_noise_goes_on_from_block_to_block(ckpt: str, invoke: Invoke, many: data.Split) -> None:
+    invoke("sample", ckpt, "--from", "test", "-d", "many.npz", "-n", "1100", "--pairs", "-o", "a.npz")
+    picked = many.pick(1100, 0).images
+    with np.load("a.npz") as archive:
+        np.testing.assert_array_equal(archive["originals"], picked.numpy())
+    posterior = engine.encode(engine.prepare(vaecli.load_model(ckpt), CPU), picked[1000:], CPU)
+    z = posterior.sample(noise(0, "posterior", 1, 2)[:100])
+    np.testing.assert_allclose(images_of()[1000:].astype(int), decoded(ckpt, z), atol=1)
+
+
+def test_pairs_stay_pairs_from_block_to_block(digits: data.Split) -> None:
+    originals, images = digits.images[:5].numpy(), digits.images[5:10].numpy()
+    whole, parts = io.BytesIO(), io.BytesIO()
+    write_pictures(whole, "png", iter([images]), count=5, originals=originals)
+    write_pictures(parts, "png", iter([images[:2], images[2:4], images[4:]]), count=5, originals=originals)
+    assert parts.getvalue() == whole.getvalue()
 
 
 def test_interpolate_needs_a_picture_for_each_image(ckpt: str, invoke: Invoke) -> None:

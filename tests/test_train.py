@@ -424,6 +424,9 @@ def test_class_names_are_those_of_today_and_of_all_classes(few: data.Split) -> N
             Path("pictures/dog").rename("pictures/dingo")
         found.append(find_split(opened, None, "test", None, Observer()).class_names)
     assert found == [("cat", "dingo"), tuple("0123456789")]
+    np.savez("b.npz", images=few.images, labels=labels * 0, test_images=few.images, test_labels=labels)
+    result = run(Path("run of b.npz"), 1, settings={"dataset": "b.npz"})
+    assert open_checkpoint(result.checkpoint, "cpu").metadata.class_names == tuple("0123456789")
 
 
 def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, tmp_path: Path) -> None:
@@ -475,9 +478,24 @@ def test_standard_errors_are_over_images(trained: Trained, few: data.Split) -> N
     terms = engine.evaluate(model, few.images, seed=3, device=torch.device("cpu"))
     values = terms.loss().double().numpy()
     assert result.loss == pytest.approx(values.mean(), abs=1e-4)
-    assert result.loss_se == pytest.approx(values.std(ddof=1) / np.sqrt(30), rel=1e-4)
+    for value, error in (
+        (values, result.loss_se),
+        (terms.reconstruction.double().numpy(), result.reconstruction_se),
+        (terms.kl.double().numpy(), result.kl_se),
+    ):
+        assert error == pytest.approx(value.std(ddof=1) / np.sqrt(30), rel=1e-4)
     assert result.bits_per_dim == pytest.approx(result.loss / 784 / np.log(2), rel=1e-12)
     assert result.loss == pytest.approx(result.reconstruction + result.kl, abs=1e-9)
+
+
+def test_a_seed_of_0_is_a_seed(trained: Trained, tmp_path: Path) -> None:
+    model, metadata = checkpoint.load(trained.checkpoint, torch.device("cpu"))
+    seeded = dataclasses.replace(metadata, training=dataclasses.replace(metadata.training, seed=1))
+    checkpoint.save(str(tmp_path / "one.safetensors"), dict(model.named_parameters()), seeded)
+    results = [evaluate(str(tmp_path / "one.safetensors"), seed=seed) for seed in (None, 1, 0)]
+    assert [result.seed for result in results] == [1, 1, 0]
+    assert results[0].loss == results[1].loss != results[2].loss
+    assert results[2].loss == evaluate(trained.checkpoint).loss
 
 
 def test_a_single_image_has_no_spread(trained: Trained, digits: data.Split, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ _MOST = 2000  # characters of a line for people, before and after what is left o
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a write: no room, by disk, quota or limit; a disk
+# A write without room: on the disk, in the quota, under the limit on file sizes; or to a disk that fails.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def answer(text: str) -> None:
@@ -141,7 +142,13 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
         return VaeError.exit_code
     except ImportError as error:
         words = " ".join(str(error).split()).rstrip(".")
-        tell(f"Error: A library does not load: {words}. Install vaecli anew, in an environment of its own.")
+        unmapped = "failed to map" in words or "cannot allocate" in words  # glibc's words, of a limit on memory say
+        remedy = (
+            "Free memory, or allow programs in its folder."
+            if unmapped
+            else "Install vaecli anew, in an environment of its own."
+        )
+        tell(f"Error: A library does not load: {words}. {remedy}")
         return VaeError.exit_code
     except OSError as error:
         if error.errno not in _REFUSED:

@@ -37,7 +37,9 @@ def lock_folder(folder: str, note: Callable[[str], None]) -> Iterator[Callable[[
 
     def check() -> None:
         if descriptor is not None and not _is_at(path / LOCK, descriptor):
-            raise VaeError(f"{folder} was removed or replaced during the training. Begin anew, or use another -o.")
+            raise VaeError(
+                f"{folder} was moved, removed or replaced during the training. If moved, go on there with --resume."
+            )
 
     try:
         yield check
