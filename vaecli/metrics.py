@@ -50,7 +50,7 @@ def read_history(rows: Iterable[Any], what: str, error: type[VaeError] = VaeErro
     records = [read_record(EpochRecord, row, what, error) for row in rows]
     if [record.epoch for record in records] != list(range(1, len(records) + 1)):
         raise error(f"{what} is damaged: its epochs are not 1, 2, 3 and so on. Restore it or make it anew.")
-    if any(abs(value) >= MAX_LOSS for record in records for value in record.to_json().values()):
+    if any(abs(value or 0) >= MAX_LOSS for record in records for value in vars(record).values()):
         raise error(f"{what} is damaged: a number in it is beyond float32. Restore it or make it anew.")
     return records
 
