@@ -142,12 +142,11 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
         return VaeError.exit_code
     except ImportError as error:
         words = " ".join(str(error).split()).rstrip(".")
-        unmapped = "failed to map" in words or "cannot allocate" in words  # glibc's words, of a limit on memory say
-        remedy = (
-            "Free memory, or allow programs in its folder."
-            if unmapped
-            else "Install vaecli anew, in an environment of its own."
-        )
+        remedy = "Install vaecli anew, in an environment of its own."
+        if (
+            "failed to map segment" in words
+        ):  # glibc's words for a limit on memory, and for a file system without programs
+            remedy = "Free memory, or allow programs in its folder."
         tell(f"Error: A library does not load: {words}. {remedy}")
         return VaeError.exit_code
     except OSError as error:

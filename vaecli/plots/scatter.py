@@ -100,7 +100,7 @@ def scatter(
 
 
 def _name(class_names: Sequence[str], label: int) -> str:
-    """The class's name, or its number: `#7`, which another's name may be without the sign, if no font can draw it."""
+    """The class's name, or its number if the font lacks it: as `#7`, for another class may be called 7."""
     name = class_names[label] if label < len(class_names) else str(label)
     return name if drawable(name) else f"#{label}"
 
