@@ -862,6 +862,13 @@ def test_figures_without_a_folder_to_write_are_one_line(ckpt: str) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+def test_a_matplotlibrc_in_another_encoding_is_one_line(ckpt: str, tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_bytes("font.family: Größe".encode("latin-1"))
+    done = process("curves", ckpt, "-o", "-")
+    assert "a matplotlibrc that is no text in UTF-8" in assert_one_line(done.stderr)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under nohup, when the terminal closes."""
     script = f"trap '' HUP; exec {shlex.join([sys.executable, '-m', 'vaecli', *TRAIN])} -e 3 -o run -q"
@@ -893,7 +900,10 @@ def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:
             "libtorch.so: failed to map segment. Free memory,",
         ),
         ("raise ImportError('no such symbol')", "no such symbol. Install"),
+        ("import ctypes; ctypes.CDLL('./libcudart.so')", "No such file or directory. Install"),
+        ("raise ImportError('a page of advice') from ImportError('no such symbol')", "load: no such symbol. Install"),
         ("raise MemoryError", "Out of memory. Free some."),
+        ("raise RuntimeError('std::bad_alloc')", "Out of memory. Free some."),
     ],
 )
 def test_a_library_that_does_not_load_is_one_line(ckpt: str, tmp_path: Path, code: str, words: str) -> None:

@@ -70,6 +70,9 @@ def test_out_of_memory_is_an_expected_error() -> None:
         bytearray(1 << 62)
     with pytest.raises(VaeError, match="Out of memory"), memory_errors(torch.device("mps")):
         raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB, max allowed: 9.07 GiB)")
+    for words in ("could not create a primitive", "std::bad_alloc"):  # seen under `ulimit -v`
+        with pytest.raises(VaeError, match="Out of memory"), memory_errors(CPU):
+            raise RuntimeError(words)
 
 
 def test_other_errors_pass() -> None:

@@ -365,9 +365,9 @@ def pictures(digits: data.Split) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("end", ["\0", "\n"])
+@pytest.mark.parametrize("end", ["\0", "\n", "\r\n"])
 def test_encode_takes_a_list_of_paths_in_its_order(ckpt: str, invoke: Invoke, pictures: list[str], end: str) -> None:
-    listed = [name for name in pictures if end not in name]
+    listed = [name for name in pictures if end[-1] not in name]
     expected = invoke("encode", ckpt, "a b.png", *listed, "b.png")
     got = fed("".join(name + end for name in listed).encode(), "encode", ckpt, "a b.png", "-", "b.png")
     assert (got.stderr, got.stdout_bytes) == ("", expected.stdout_bytes)

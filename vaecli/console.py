@@ -137,22 +137,18 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
     except BrokenPipeError:  # outside a command: --version
         _drop_stdout()
         return 0
-    except MemoryError:  # while libraries load: what services run out of is theirs to say
+    except (MemoryError, RuntimeError) as error:  # while libraries load: what services run out of is theirs to say
+        if isinstance(error, RuntimeError) and str(error) != "std::bad_alloc":
+            raise
         tell("Error: Out of memory. Free some.")
         return VaeError.exit_code
-    except ImportError as error:
-        words = " ".join(str(error).split()).rstrip(".")
-        remedy = "Install vaecli anew, in an environment of its own."
-        if (
-            "failed to map segment" in words
-        ):  # glibc's words for a limit on memory, and for a file system without programs
-            remedy = "Free memory, or allow programs in its folder."
-        tell(f"Error: A library does not load: {words}. {remedy}")
-        return VaeError.exit_code
-    except OSError as error:
-        if error.errno not in _REFUSED:
+    except (ImportError, OSError) as error:
+        if isinstance(error, ImportError) or error.errno is None:  # ctypes' OSError, through which torch loads some
+            tell(f"Error: A library does not load: {_not_loaded(error)}")
+        elif error.errno in _REFUSED:
+            tell(f"Error: Cannot write to standard output: {reason(error)}. Write somewhere else.")
+        else:
             raise
-        tell(f"Error: Cannot write to standard output: {reason(error)}. Write somewhere else.")
         return VaeError.exit_code
     except Interrupted as stop:
         # A shell loop stops only if the command dies of the signal itself.
@@ -195,6 +191,15 @@ def _one_line(error: typer.TyperException, args: list[str]) -> str:
     # An option without its value brings no context.
     command = getattr(getattr(error, "ctx", None), "command_path", " ".join(["vae", *args[:1]]))
     return f"{text} See '{command} --help'."
+
+
+def _not_loaded(error: Exception) -> str:
+    """The dynamic loader's words as one sentence, and a remedy."""
+    # numpy says so in a page, and what happened in the cause.
+    words = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+    if "failed to map segment" in words:  # glibc's, for a limit on memory, and for a file system without programs
+        return f"{words}. Free memory, or allow programs in its folder."
+    return f"{words}. Install vaecli anew, in an environment of its own."
 
 
 def _handle(handlers: Mapping[signal.Signals, Any]) -> None:
@@ -337,6 +342,7 @@ class _Bars(_Speaking):
             self._progress.remove_task(self._task)  # rich cannot set the total of one back to unknown
             self._progress.add_task(what, total=images or None, loss="")
             self._progress.start()
+            self._progress.console.show_cursor()  # rich hides it: a shell would lack it after Ctrl-Z or SIGKILL
         self._task = self._progress.task_ids[-1]  # it is there also if it could not be drawn
 
     def advance(self, images: int, loss: float | None = None) -> None:

@@ -88,6 +88,10 @@ def noise(seed: int, purpose: str, block: int, z_dim: int, draw: int = 0) -> tor
     return torch.randn(NOISE_BLOCK, z_dim, generator=generator(seed, purpose, draw, block))
 
 
+# In words of plain RuntimeErrors: torch's allocators for two devices, C++ itself, oneDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "std::bad_alloc", "could not create a primitive")
+
+
 @contextlib.contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
     """Turn running out of memory into a VaeError with a remedy."""
@@ -100,7 +104,6 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     except MemoryError as error:
         raise VaeError("Out of memory. Free some, or train with a smaller --batch-size.") from error
     except RuntimeError as error:
-        # These of torch's allocators raise a plain RuntimeError.
-        if not any(words in str(error) for words in ("DefaultCPUAllocator", "MPS backend out of memory")):
+        if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise VaeError("Out of memory. Free some, or train with a smaller --batch-size.") from error

@@ -36,14 +36,18 @@ class Opened:
 
 
 def read_paths(listing: BinaryIO) -> list[str]:
-    """The paths in a list, one a line, or if it has NULs, one before each. Raises DataError if there are none."""
+    """The paths in a list, one a line (Windows' line ends too), or if it has NULs, one before each.
+
+    Raises DataError if there are none.
+    """
     try:
         data = listing.read(MAX_LISTING + 1)
     except OSError as error:
         raise DataError(f"Cannot read the list of paths: {reason(error)}. Name the images as arguments.") from error
     if len(data) > MAX_LISTING:
         raise DataError(f"The list of paths has more than {MAX_LISTING:,} bytes. Give it in parts.")
-    paths = [os.fsdecode(path) for path in data.split(b"\0" if b"\0" in data else b"\n") if path]
+    lines = data.split(b"\0") if b"\0" in data else data.replace(b"\r\n", b"\n").split(b"\n")
+    paths = [os.fsdecode(path) for path in lines if path]
     if not paths:
         raise DataError("The list of paths on standard input is empty. Send one path a line, as find and ls do.")
     return paths
