@@ -862,6 +862,19 @@ def test_figures_without_a_folder_to_write_are_one_line(ckpt: str) -> None:
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+@pytest.mark.parametrize("command", ["test", "encode", "sample", "scatter"])
+def test_a_device_without_room_for_the_model_is_one_line(
+    ckpt: str, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    result = invoke(command, ckpt)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Out of memory on cpu." in assert_one_line(result.stderr)
+
+
 def test_a_matplotlibrc_in_another_encoding_is_one_line(ckpt: str, tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_bytes("font.family: Größe".encode("latin-1"))
     done = process("curves", ckpt, "-o", "-")

@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 
 def tell_all(observer: Observer) -> None:
-    observer.note("a [note]\twith \x1b[31mcolour")
+    observer.note("a [note] :dog:\twith \x1b[31mcolour")
     observer.begin("epoch 3/50", 100)
     observer.advance(50, 160.123)
     observer.advance(50)
@@ -36,7 +36,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     with console.observer(quiet=False) as observer:
         tell_all(observer)
     assert stderr.getvalue().splitlines() == [
-        r"a [note]\twith \x1b[31mcolour",
+        r"a [note] :dog:\twith \x1b[31mcolour",
         "epoch 3/50   50%  loss 160.12",
         "epoch 3/50  train loss 150.13  test loss 151.00  40,000 images/s  1:02:05 left",
     ]
@@ -61,7 +61,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "100%" in text
     assert "loss 160.12" in text
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
-    assert r"a [note]\twith \x1b[31mcolour" in lines
+    assert r"a [note] :dog:\twith \x1b[31mcolour" in lines
     assert any(line.startswith("epoch 3/50  train loss 150.13") for line in lines)
     begun = text.rindex("\x1b[?25l")
     # Not only at the end, which SIGKILL and Ctrl-Z come before.

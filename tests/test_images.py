@@ -2,6 +2,8 @@
 
 import io
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,15 @@ def test_transparency_in_a_28x28_grey_png_counts(tmp_path: Path) -> None:
 def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
     Image.new("L", (28, 28), 200).save(tmp_path / "exif.png", exif=b"Exif\0\0garbage!")
     assert read_image(str(tmp_path / "exif.png"))[0].min() == 200
+
+
+def test_threads_leave_the_process_its_stderr_and_its_warnings(tmp_path: Path) -> None:
+    path = str(tmp_path / "packed.tif")
+    Image.new("L", (28, 28)).save(path, compression="tiff_lzw")
+    before = os.fstat(2).st_ino, list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(read_image, [path] * 1000))) == 1000
+    assert (os.fstat(2).st_ino, list(warnings.filters)) == before
 
 
 def test_an_error_names_no_addresses(tmp_path: Path) -> None:

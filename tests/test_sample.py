@@ -339,6 +339,9 @@ def test_a_folder_keeps_what_is_not_ours(ckpt: str, invoke: Invoke, run_copy: Pa
     assert Path("folder/00000.png").read_bytes() == before
     assert invoke("sample", ckpt, "-n", "2", "-o", "folder").exit_code == 0  # nobody's name is taken
     assert sorted(os.listdir("folder")) == ["00000.png", "00001.png", "00002.png", "notes.txt"]
+    os.remove("folder/00001.png")
+    os.mkfifo("folder/00001.png")
+    assert "folder/00001.png is there" in failure(invoke("sample", ckpt, "-n", "2", "-o", "folder"))
     assert "is a run folder" in failure(invoke("sample", ckpt, "-o", run_copy))
     assert "Cannot write into" in failure(invoke("sample", ckpt, "-o", "folder/notes.txt/"))
 

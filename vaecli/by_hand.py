@@ -22,7 +22,7 @@ from torch import Tensor
 from vaecli import phases
 from vaecli.arranged import Heads, Layers, arranged_heads, arranged_layers
 from vaecli.loss import kl, reconstruction
-from vaecli.mixed import FLOAT32
+from vaecli.mixed import KEPT_IN_FLOAT32
 from vaecli.model import ConvVAE, Gaussian
 from vaecli.phases import Windows, as_deconvolution, as_taps, relu_product
 
@@ -162,7 +162,7 @@ class GradientsByHand:
     @cached_property
     def _copies(self) -> dict[str, Tensor]:
         """Memory for the weights in `dtype`; copies, for Adam changes a layer while others go on."""
-        names = (name for name in self.weights if not name.startswith(FLOAT32))
+        names = (name for name in self.weights if not name.startswith(KEPT_IN_FLOAT32))
         return {name: torch.empty_like(self.weights[name], dtype=self.dtype) for name in names}
 
     def _layers(self) -> Layers:

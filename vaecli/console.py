@@ -319,7 +319,7 @@ class _Bars(_Speaking):
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         super().__init__()
-        console = Console(stderr=True, markup=False, highlight=False)
+        console = Console(stderr=True, markup=False, highlight=False, emoji=False)
         room = console.width - 48  # columns beside what follows: a full line would wrap at the terminal's ^C
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),

@@ -23,7 +23,7 @@ from torch import Tensor
 from vaecli.catalog import IDX_FILES, NAMED
 from vaecli.errors import DataError
 from vaecli.files import open_regular
-from vaecli.idx import IdxFile, most_packed, read_values
+from vaecli.idx import IdxFile, most_unpacked, read_values
 from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
 from vaecli.runtime import generator
 from vaecli.sources import find_file, image_roots, locate, read_with_torchvision
@@ -221,7 +221,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str, path: str, size: int) -> npt.
         version = npy.read_magic(stream)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(stream)
-        held = min(member.file_size, size if member.compress_type == zipfile.ZIP_STORED else most_packed(size))
+        held = min(member.file_size, size if member.compress_type == zipfile.ZIP_STORED else most_unpacked(size))
         if (
             dtype.hasobject
             or not dtype.itemsize

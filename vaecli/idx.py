@@ -33,7 +33,7 @@ def is_idx(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def most_packed(size: int) -> int:
+def most_unpacked(size: int) -> int:
     """How many bytes a packed file of `size` bytes may unpack to, before it is taken for a bomb."""
     return max(_FREE_BYTES, _MAX_RATIO * size)
 
@@ -107,7 +107,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
         try:
             gzipped = stream.read(2) == _GZIP
             stream.seek(0)
-            yield (cast(BinaryIO, gzip.GzipFile(fileobj=stream)), most_packed(size)) if gzipped else (stream, size)
+            yield (cast(BinaryIO, gzip.GzipFile(fileobj=stream)), most_unpacked(size)) if gzipped else (stream, size)
         except (OSError, EOFError, zlib.error) as error:
             words = reason(error) if isinstance(error, OSError) else str(error)
             raise DataError(f"Cannot read {os.fspath(path)}: {words}. Get the file anew.") from error

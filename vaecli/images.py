@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ MAX_SCANS = 40  # of a progressive JPEG, which has ten or so; one of 60 bytes ca
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _END, _SCAN = b"\xd9", b"\xda"
 _LARGE = 1024  # pixels; a picture of twice that is first averaged down
+_READING = threading.Lock()  # what is silenced meanwhile is the process's
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,7 +98,7 @@ def read_image(path: str) -> tuple[Pixels, bool]:
 
     Raises DataError if it is missing, no image, damaged, or too large to be decoded safely.
     """
-    with warnings.catch_warnings():
+    with _READING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of oddities; a bomb is found below
         with open_regular(path, DataError) as (stream, size):
             if size > MAX_BYTES:
@@ -111,7 +113,7 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
             _check_size(image.size, MAX_PIXELS / max(_COSTS.get(kind, 1) for kind in kinds))
             if image.format in ("JPEG", "MPO") and _scans(stream) > MAX_SCANS:
                 raise DataError("A JPEG of so many scans is a trap. Save it anew.")
-            image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at half its size
+            image.draft(None, (_LARGE, _LARGE))  # a large JPEG can be decoded at a half to an eighth of its size
             with _libtiff_silenced() if image.format == "TIFF" else contextlib.nullcontext():
                 image.load()
             if image.format == "PPM" and image.mode == "I":  # 16 bits, which Pillow has scaled to 0 to 65535

@@ -69,13 +69,8 @@ def write_metrics(path: str, records: Iterable[EpochRecord]) -> None:
 
 def with_speeds(history: Sequence[EpochRecord], measured: Iterable[EpochRecord]) -> list[EpochRecord]:
     """A checkpoint's history with the speeds that an earlier part of the run measured."""
-    by_epoch = {record.epoch: record for record in measured}
-    return [
-        by_epoch[record.epoch]
-        if record.epoch in by_epoch and by_epoch[record.epoch].without_speed() == record
-        else record
-        for record in history
-    ]
+    with_speed = {record.without_speed(): record for record in measured}
+    return [with_speed.get(record, record) for record in history]
 
 
 def to_csv(runs: Mapping[str, Sequence[EpochRecord]]) -> bytes:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from vaecli.model import ConvVAE
 
 # What makes codes and logits; the model casts what goes in and out of these.
-FLOAT32 = ("linear1mean.", "linear1logvar.", "conv3.bias")
+KEPT_IN_FLOAT32 = ("linear1mean.", "linear1logvar.", "conv3.bias")
 
 
 def in_bf16(model: ConvVAE) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def in_bf16(model: ConvVAE) -> dict[str, Tensor]:
 
     `torch.autocast` casts one weight and one gradient at a time, in 22 operations, which here are 2.
     """
-    weights = {name: weight for name, weight in model.named_parameters() if not name.startswith(FLOAT32)}
+    weights = {name: weight for name, weight in model.named_parameters() if not name.startswith(KEPT_IN_FLOAT32)}
     return dict(zip(weights, _InBf16.apply(*weights.values()), strict=True))
 
 

@@ -1,7 +1,7 @@
 """A run folder: the settings of a training, and the names of the files that it writes.
 
 outputs/mnist-z2/
-  config.json            the settings, as resolved when the run began
+  config.json            the settings, as the last command resolved them
   metrics.jsonl          one line an epoch
   check10.safetensors    weights after epoch 10, 20, ... and the last
   state.safetensors      what an exact resume needs

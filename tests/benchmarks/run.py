@@ -73,6 +73,7 @@ def measure(names: list[str], sizes: dict[str, int], device: str) -> tuple[dict[
     for name in names:  # one after the other, so that no start-up disturbs another's warm-up
         here, there = spawn.Pipe()
         spawn.Process(target=contend, args=(there, name, sizes, device), daemon=True).start()
+        there.close()  # or a worker that dies would leave this one waiting
         workers[name] = here
         here.recv()
     seconds: dict[str, dict[str, list[float]]] = {task: {} for task in TASKS}
@@ -174,7 +175,8 @@ def show(rows: list[Any], memory: dict[str, int], about: dict[str, Any]) -> str:
 def processor() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []  # macOS has none
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 

@@ -20,7 +20,9 @@ try:
 except OSError as error:  # neither its own folders nor those for temporary files can be written
     raise VaeError("matplotlib has no folder that it can write. Set MPLCONFIGDIR or TMPDIR to one.") from error
 except UnicodeDecodeError as error:  # it looks for one here, then in the home folder
-    raise VaeError("matplotlib finds a matplotlibrc that is no text in UTF-8. Save it as that, or remove it.") from error
+    raise VaeError(
+        "matplotlib finds a matplotlibrc that is no text in UTF-8. Save it as that, or remove it."
+    ) from error
 
 # Paul Tol's "muted" scheme (personal.sron.nl/~pault), made to stay apart under the common
 # colour-vision deficiencies and in lightness; reordered so that digits that a VAE puts side by side

@@ -1,4 +1,4 @@
-"""One module a command: plain typed functions, arguments in, a frozen result out.
+"""A module for each command, and what they share: plain typed functions, arguments in, a frozen result out.
 
 They never print, exit or parse. What they have to tell while they work, an `Observer` hears.
 """
@@ -10,7 +10,7 @@ class Observer:
     """Hears of a service's progress. This one keeps it to itself; `console` has those that speak."""
 
     def note(self, text: str) -> None:
-        """Something that a person should know, one sentence."""
+        """Something that a person should know, and maybe what to do; one line."""
 
     def begin(self, what: str, images: int, *, long: bool = False) -> None:
         """A pass over `images` images begins; 0: nobody knows yet over how many.

@@ -11,7 +11,7 @@ from vaecli.errors import DataError, UsageError, VaeError
 from vaecli.images import SIDE
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
-from vaecli.services.inputs import Opened, open_checkpoint, open_split
+from vaecli.services.inputs import Opened, open_checkpoint, open_split, posterior_means
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,10 @@ def _training_split(
 
 
 def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int, observer: Observer) -> float:
-    def means(split: data.Split) -> torch.Tensor:
-        found = []
-        for _, images in engine.blocks(split.images):
-            found.append(engine.encode(opened.model, images, opened.device).mean.cpu())
-            observer.advance(len(images))
-        return torch.cat(found)
-
     assert train.labels is not None
     assert test.labels is not None
-    return measures.knn_accuracy(means(train), train.labels, means(test), test.labels, knn)
+    known, asked = (posterior_means(opened, split.images, observer) for split in (train, test))
+    return measures.knn_accuracy(known, train.labels, asked, test.labels, knn)
 
 
 def _note_unused(active: int | None, metadata: checkpoint.Metadata, dataset: str | None, observer: Observer) -> None:

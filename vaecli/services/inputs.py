@@ -57,8 +57,9 @@ def open_checkpoint(path: str, device: str) -> Opened:
     """Load a weights file, or a run folder's last one. Raises CheckpointError, or VaeError for the device."""
     file, place = find_checkpoint(path), choose_device(device)
     be_exact(place)
-    model, metadata = checkpoint.load(file, place)
-    return Opened(file, engine.prepare(model, place), metadata, place)
+    with memory_errors(place):
+        model, metadata = checkpoint.load(file, place)
+        return Opened(file, engine.prepare(model, place), metadata, place)
 
 
 def open_split(
@@ -91,6 +92,15 @@ def find_split(
             names = max(found.class_names, opened.metadata.class_names, key=len)
             found = dataclasses.replace(found, class_names=names)
     return found
+
+
+def posterior_means(opened: Opened, images: torch.Tensor, observer: Observer) -> torch.Tensor:
+    """The codes (N, Z), on the CPU, of uint8 images (N, 28, 28)."""
+    means = []
+    for _, block in engine.blocks(images):
+        means.append(engine.encode(opened.model, block, opened.device).mean.cpu())
+        observer.advance(len(block))
+    return torch.cat(means)
 
 
 def note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:

@@ -97,7 +97,7 @@ def sample(
     observer, temperature = observer or Observer(), 1.0 if temperature is None else temperature
     opened = open_checkpoint(checkpoint, device)
     inputs = [opened.path, dataset or opened.metadata.data.dataset]
-    (guard_folder if form == "folder" else guard_output)(output, *inputs, *_inputs_of(source))
+    (guard_folder if form == "folder" else guard_output)(output, *inputs, *([] if source in SOURCES else [source]))
     chosen = opened.seed(seed)
     with memory_errors(opened.device), contextlib.ExitStack() as files:
         if source == "prior":
@@ -228,10 +228,6 @@ def _interpolation(opened: Opened, images: Tensor, indices: tuple[int, ...], cou
         raise DataError(f"There is no test image {max(indices):,}. Choose --indices from 0 to {len(images) - 1:,}.")
     means = engine.encode(opened.model, images[list(indices)], opened.device).mean.cpu()
     return _Plan(iter(torch.split(latent.interpolation(count, means), NOISE_BLOCK)), count)
-
-
-def _inputs_of(source: str | BinaryIO) -> list[str | BinaryIO]:
-    return [] if source in SOURCES else [source]
 
 
 def _open_codes(source: str | BinaryIO, files: contextlib.ExitStack) -> tuple[BinaryIO, str]:

@@ -14,7 +14,7 @@ from vaecli.plots.scatter import MAX_PANELS, manifold_codes, panels
 from vaecli.plots.scatter import scatter as draw
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
-from vaecli.services.inputs import Opened, open_checkpoint, open_split
+from vaecli.services.inputs import Opened, open_checkpoint, open_split, posterior_means
 from vaecli.services.outputs import Written, guard_output
 
 
@@ -57,12 +57,9 @@ def scatter(
     if limit and limit < len(found.images):
         found = found.pick(limit, opened.seed(seed))
     observer.begin("scatter", len(found.images))
-    means = []
     with memory_errors(opened.device):
-        for _, images in engine.blocks(found.images):
-            means.append(engine.encode(opened.model, images, opened.device).mean.cpu())
-            observer.advance(len(images))
-        codes, axes, pairs = torch.cat(means).numpy(), None, [(dims[0], dims[1])] if dims else panels(z_dim)
+        codes = posterior_means(opened, found.images, observer).numpy()
+        axes, pairs = None, [(dims[0], dims[1])] if dims else panels(z_dim)
         if pca and z_dim > 2:
             codes, shares = principal_components(codes)
             axes = [f"principal component {i} ({share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
