@@ -65,7 +65,8 @@ train: install ## Train, or go on training, into outputs/DATASET-zZ_DIM
 # whose 1,000 draws an image took 40 minutes of one core.
 MEASURES = measures-$(IMPORTANCE)-$(KNN).json
 RESULTS = $(or $(OUT),outputs/$(NAME))
-further_seeds = $(shell i=1; while [ $$i -lt $(SEEDS) ]; do echo $$i; i=$$((i + 1)); done)
+further_seeds = $(if $(shell [ '$(SEEDS)' -ge 1 ] 2> /dev/null && echo yes),,$(error SEEDS=$(SEEDS) is no number from 1 on))\
+    $(shell i=1; while [ $$i -lt $(SEEDS) ]; do echo $$i; i=$$((i + 1)); done)
 runs_of = '$(RESULTS)-z$(1)' $(further_seeds:%='$(RESULTS)-z$(1)-seed%')
 
 .PHONY: results results-z2 results-z4

@@ -68,6 +68,21 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert begun < text.index("\x1b[?25h", begun) < text.index("100%")
 
 
+@pytest.mark.parametrize(("term", "background"), [("dumb", False), ("xterm", True)])
+def test_no_bars_on_a_dumb_terminal_nor_in_the_background(
+    monkeypatch: pytest.MonkeyPatch, term: str, background: bool
+) -> None:
+    stderr = Terminal()
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp() + background)
+    with console.observer(quiet=False) as observer:
+        tell_all(observer)
+    assert "\x1b[?" not in stderr.getvalue()
+    assert stderr.getvalue().splitlines()[1].startswith("epoch 3/50   50%")
+
+
 @pytest.mark.parametrize(("width", "bar"), [(80, True), (60, True), (40, False)])
 def test_a_bar_fits_and_of_unknown_length_counts(monkeypatch: pytest.MonkeyPatch, width: int, bar: bool) -> None:
     stderr = Terminal()

@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,6 +170,26 @@ def test_transparency_in_a_28x28_grey_png_counts(tmp_path: Path) -> None:
     assert pixels.max() == 0
 
 
+def test_a_transparent_grey_of_16_bits_is_the_one_alone(tmp_path: Path) -> None:
+    pixels = np.full((28, 28), 65535, np.uint16)
+    pixels[8:20, 8:20] = 20000
+    pixels[:, 0] = 65534  # another grey, that 8 bits would not tell apart
+    Image.fromarray(pixels).save(tmp_path / "deep.png", transparency=65535)
+    expected = np.zeros((28, 28))
+    expected[8:20, 8:20], expected[:, 0] = 78, 255
+    assert np.array_equal(read_image(str(tmp_path / "deep.png"))[0], expected)
+
+
+def test_a_tiff_of_16_bits_may_say_that_white_is_0(tmp_path: Path) -> None:
+    pixels = np.zeros((28, 28), np.uint16)
+    pixels[5:, :] = 65535
+    for white_is in (0, 1):
+        Image.fromarray(pixels).save(tmp_path / f"{white_is}.tif", tiffinfo={262: white_is})
+    black, white = (read_image(str(tmp_path / f"{name}.tif"))[0].mean(axis=1) for name in (1, 0))
+    assert list(black) == [0] * 5 + [255] * 23
+    assert list(white) == [255] * 5 + [0] * 23
+
+
 def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
     Image.new("L", (28, 28), 200).save(tmp_path / "exif.png", exif=b"Exif\0\0garbage!")
     assert read_image(str(tmp_path / "exif.png"))[0].min() == 200
@@ -209,6 +231,15 @@ def test_folders_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
     ]
     (note,) = notes
     assert f"1 of 4 files in {root}, such as {root}/a/notes.txt" in note
+
+
+def test_classes_are_the_same_text_in_every_locale(tmp_path: Path) -> None:
+    (tmp_path / "ß").mkdir()
+    (tmp_path / "ß/1.png").touch()
+    code = f"from vaecli.images import list_images; print(ascii(list_images({str(tmp_path)!r}, print)[0][1]))"
+    for settings in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, check=True)
+        assert done.stdout == rb"'\xdf'" + b"\n"
 
 
 def test_conversions_are_counted(tmp_path: Path) -> None:

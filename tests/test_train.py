@@ -324,7 +324,9 @@ def test_a_dry_run_refuses_what_the_run_would(trained: Trained, tmp_path: Path) 
     assert Path(folder, "state.safetensors").exists()
 
 
-@pytest.mark.parametrize(("there", "remedy"), [(True, "Use another -o."), (False, "Put the data back there.")])
+@pytest.mark.parametrize(
+    ("there", "remedy"), [(True, "Use another -o."), (False, r"Write the new place into the run's config\.json.")]
+)
 def test_another_data_set_of_the_same_name(trained: Trained, tmp_path: Path, there: bool, remedy: str) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
@@ -337,9 +339,9 @@ def test_another_data_set_of_the_same_name(trained: Trained, tmp_path: Path, the
 
 def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path: Path) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    again = shutil.copy(FEW, tmp_path / "again.npz")
+    np.savez(tmp_path / "other.npz", images=np.zeros((20, 28, 28), np.uint8))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dataset": str(again)}))
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": str(tmp_path / "other.npz")}))
     with pytest.raises(VaeError, match="has changed since the run began"):
         run(folder, 3, resume=True, typed={"epochs"})
     (folder / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
@@ -348,6 +350,16 @@ def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path:
     (folder / "config.json").unlink()
     with pytest.raises(VaeError, match=r"no config\.json"):
         run(folder, 3, resume=True, typed={"epochs"})
+
+
+def test_a_run_whose_data_moved_goes_on_once_its_config_says_so(trained: Trained, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+    moved = str(shutil.copy(FEW, tmp_path / "moved.npz"))
+    config = json.loads((folder / "config.json").read_text())
+    # As Notepad saves it.
+    (folder / "config.json").write_text(json.dumps(config | {"dataset": moved}), encoding="utf-8-sig")
+    went_on = run(folder, 3, resume=True, typed={"epochs"})
+    assert weights(went_on) == weights(run(tmp_path / "unbroken", 3, settings={"dataset": moved}))
 
 
 def test_a_folder_called_as_a_named_set_is_another_set(trained: Trained, tmp_path: Path) -> None:

@@ -244,13 +244,22 @@ def observer(quiet: bool, bars: bool = True) -> Iterator[Observer]:
 
     They see bars on a terminal (unless the answer may run across it), lines elsewhere, or nothing.
     """
-    bars = bars and sys.stderr is not None and sys.stderr.isatty()
+    bars = bars and _has_the_terminal()
     speaking = Observer() if quiet else _Bars() if bars else _Lines()
     with _signals_raise():
         try:
             yield speaking
         finally:
             speaking.close()
+
+
+def _has_the_terminal() -> bool:
+    """Whether stderr is a terminal that can redraw a line, and no shell is writing to it beside this process."""
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    with contextlib.suppress(OSError):  # it is the terminal of no session
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    return True
 
 
 def epoch_line(record: EpochRecord, epochs: int, seconds_left: float) -> str:

@@ -90,7 +90,7 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
     except OSError as error:
         raise VaeError(
             f"Cannot write {os.fspath(path)}: {reason(error)}. "
-            "Free some space, fix the permissions or choose another place."
+            "Free some space, fix the permissions or choose another place or name."
         ) from error
 
 
@@ -151,7 +151,7 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
     except OSError as error:
         raise VaeError(
             f"Cannot write into {folder}: {reason(error)}. "
-            "Free some space, fix the permissions or choose another place."
+            "Free some space, fix the permissions or choose another place or name."
         ) from error
 
 
@@ -236,8 +236,13 @@ def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
     return text.getvalue().encode(errors="surrogateescape")
 
 
+def utf8_name(path: str) -> str:
+    """A path or a part of it as the same text in every locale: its bytes as UTF-8, which some would escape."""
+    return os.fsencode(path).decode(errors="surrogateescape")
+
+
 def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -> Any:
-    """The value of strict JSON in UTF-8: no duplicate keys, no NaN or Infinity, bounded nesting.
+    """The value of strict JSON in UTF-8, maybe marked as such: no duplicate keys, no NaN or Infinity, bounded nesting.
 
     Raises `error` naming `what` otherwise.
     """
@@ -252,7 +257,7 @@ def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -
         raise ValueError(f"{constant} is no number")
 
     try:
-        text = text if isinstance(text, str) else text.decode()  # json itself would guess at UTF-16, too
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")  # json itself would guess at UTF-16, too
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as failure:
         words = "nested too deeply" if isinstance(failure, RecursionError) else str(failure)

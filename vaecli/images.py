@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vaecli.errors import DataError
-from vaecli.files import open_regular
+from vaecli.files import open_regular, utf8_name
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,6 +37,7 @@ _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 _END, _SCAN = b"\xd9", b"\xda"
 _LARGE = 1024  # pixels; a picture of twice that is first averaged down
 _READING = threading.Lock()  # what is silenced meanwhile is the process's
+_PHOTOMETRIC = 262  # TIFF's tag: whether 0 is white or black
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,7 +91,7 @@ def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str
             f"Passed over {len(others):,} of {count:,} files in {folder}, such as {min(others)}: "
             f"images are those that end in {', '.join(SUFFIXES)}."
         )
-    return [(path, parts[0] if len(parts) > 1 else None) for parts, path in sorted(found)]
+    return [(path, utf8_name(parts[0]) if len(parts) > 1 else None) for parts, path in sorted(found)]
 
 
 def read_image(path: str) -> tuple[Pixels, bool]:
@@ -119,6 +120,8 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
             if image.format == "PPM" and image.mode == "I":  # 16 bits, which Pillow has scaled to 0 to 65535
                 return fit(image.convert("I;16")), True
             turn = _turn(image)
+            if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+                return fit(Image.fromarray(~np.asarray(image)), turn), True  # Pillow heeds it in 8 bits alone
             if turn is None and image.mode == "L" and image.size == (SIDE, SIDE) and not image.has_transparency_data:
                 return np.asarray(image), False
             return fit(image, turn), True
@@ -207,7 +210,9 @@ def _shrunk(image: Image.Image) -> Image.Image:
 def _flat(image: Image.Image) -> Image.Image:
     """The picture as grey or RGB of 8 bits, alpha laid on black."""
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        wide = np.asarray(image)
+        wide = np.where(wide == image.info.get("transparency", -1), 0, wide)  # a PNG's transparent grey
+        image = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise DataError("An image of 32 bits a channel has no known range. Save it with 8 or 16 bits.")
     if image.has_transparency_data:

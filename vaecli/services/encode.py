@@ -11,7 +11,7 @@ from torch import Tensor
 from vaecli import data, engine
 from vaecli.codes import Codes, Format, Key, write_codes
 from vaecli.errors import DataError
-from vaecli.files import open_output
+from vaecli.files import open_output, utf8_name
 from vaecli.idx import IdxFile, is_idx
 from vaecli.images import (
     SIDE,
@@ -156,11 +156,13 @@ def _file_blocks(
     for start in range(0, len(rows), NOISE_BLOCK):
         part = rows[start : start + NOISE_BLOCK]
         paths = [path for path, _ in part]
-        # In a locale without UTF-8 the names come as escaped bytes, and tables are UTF-8.
-        names = [path.encode(errors="surrogateescape").decode(errors="surrogateescape") for path in paths]
         images, changed = read_images(paths)
         converted += changed
-        yield torch.from_numpy(images), names, [None if name is None else labels.get(name) for _, name in part]
+        yield (
+            torch.from_numpy(images),
+            list(map(utf8_name, paths)),
+            [None if name is None else labels.get(name) for _, name in part],
+        )
     if converted:
         note(conversion_note(converted, len(rows), "images"))
 

@@ -50,9 +50,9 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
             option = "--" + name.replace("_", "-")
             remedy = "Leave it out, or use another -o."
             if name == "data_dir":
-                remedy = "Leave it out, or put the data back there."
+                remedy = f"Leave it out, or write the new place into the run's {CONFIG}."
             elif name == "dataset":  # without it the folder may be another, too
-                remedy = "Put the data back there." if is_missing(used) else "Use another -o."
+                remedy = f"Write the new place into the run's {CONFIG}." if is_missing(used) else "Use another -o."
             raise UsageError(
                 f"{option} {chosen} is not the run's ({'the default' if used is None else used}). {remedy}"
             )
@@ -73,7 +73,10 @@ def refuse_moved_data(settings: Settings) -> None:
         what = f"data folder '{folder}'"
     else:
         return
-    raise VaeError(f"The run's {what} is not here. Go on from the folder where the run began, or put the data there.")
+    raise VaeError(
+        f"The run's {what} is not here. Go on from the folder where the run began, put the data there, "
+        f"or write their new place into the run's {CONFIG}."
+    )
 
 
 def _same_path(one: str | Path, other: str | Path) -> bool:

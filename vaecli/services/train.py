@@ -167,7 +167,8 @@ class _Run:
     def restore(self) -> None:
         """Go back to the end of the last finished epoch. Raises VaeError if the state is of another run."""
         metadata = checkpoint.load_state(os.path.join(self.folder, STATE), self.model, self.trainer.optimizer)
-        if metadata.data != self.source:
+        # Data that moved have another name, which only the user can have written into config.json.
+        if dataclasses.replace(metadata.data, dataset=self.source.dataset) != self.source:
             raise VaeError(f"The data set '{self.settings.dataset}' has changed since the run began. Restore it.")
         require_settings(self.folder, self.settings, metadata)
         try:
