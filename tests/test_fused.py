@@ -24,8 +24,8 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
     [
         (torch.float32, 1e-5, 1, 2),
         (torch.float32, 1e-5, 9, 17),
-        (torch.bfloat16, 0.02, 5, 3),
-        (torch.bfloat16, 0.02, 9, 1),
+        (torch.bfloat16, 0.03, 5, 3),
+        (torch.bfloat16, 0.03, 9, 1),
     ],
 )
 def test_fused_kernels_compute_what_they_replace(
@@ -36,8 +36,8 @@ def test_fused_kernels_compute_what_they_replace(
     model = engine.prepare(engine.new_model(z_dim, 0), place)
     kernels = KernelsOnCPU(tmp_path, count, z_dim, dtype) if device == "cpu" else Kernels(place, count, z_dim, dtype)
     plain, ours = GradientsByHand(model, count, dtype), FusedGradients(model, count, dtype, kernels)
-    noise = torch.randn(len(digits.images), z_dim, device=place)
-    order = torch.randperm(len(digits.images), device=place)
+    noise = torch.randn(len(digits.images), z_dim).to(place)
+    order = torch.randperm(len(digits.images)).to(place)
     for rows in order[:count], order[-count:]:  # nothing of the first batch is left in the second
         for each in plain, ours:
             each.read(digits.images.to(place), noise, rows)

@@ -53,11 +53,20 @@ def test_auto_device_is_one_that_works() -> None:
     assert torch.ones(1, device=choose_device("auto")).item() == 1
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "mps"])
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:128", "cuda:256", "mps"])
 def test_missing_device_names_a_remedy(name: str) -> None:
     if name == "mps" and torch.backends.mps.is_available():
         pytest.skip("this machine has MPS")
     with pytest.raises(VaeError, match="--device cpu"):
+        choose_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_device_that_does_not_work_is_an_expected_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(VaeError, match=r"^The CUDA device does not work: \w.*[^.]\. Use --device cpu\.$"):
         choose_device(name)
 
 
@@ -70,6 +79,9 @@ def test_out_of_memory_is_an_expected_error() -> None:
         bytearray(1 << 62)
     with pytest.raises(VaeError, match="Out of memory"), memory_errors(torch.device("mps")):
         raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GiB, max allowed: 9.07 GiB)")
+    for words in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY"):
+        with pytest.raises(VaeError, match=r"cuda.*--device cpu"), memory_errors(torch.device("cuda")):
+            raise RuntimeError(words)
     for words in ("could not create a primitive", "std::bad_alloc"):  # seen under `ulimit -v`
         with pytest.raises(VaeError, match="Out of memory"), memory_errors(CPU):
             raise RuntimeError(words)

@@ -9,6 +9,9 @@ if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # In the command, Ctrl-C during imports or at the very end shall print no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+# Without it cuBLAS may reorder sums. torch reads it once, at its first product on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 TYPE_CHECKING = False  # type checkers take it for typing's, whose import is slow
 if TYPE_CHECKING:
     from vaecli.model import ConvVAE

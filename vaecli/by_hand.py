@@ -121,7 +121,7 @@ class GradientsByHand:
         windows4 = self._windows_of_phases(phases4)
         phases5 = relu_product(windows4, w.up2, w.up2_bias)  # (B*16*16, 4*32)
         logits = self._logits_and_slopes(phases5.view(-1, 32) @ w.taps)
-        self._join()
+        self.join()
 
         with self.meanwhile():
             terms[0] = reconstruction(logits.unsqueeze(1), self._x.unsqueeze(1))
@@ -154,7 +154,7 @@ class GradientsByHand:
         d_map1 = input_gradient(d2.view(count, 7, 7, 64), (count, 14, 14, 32), as_taps(w.conv2, 3), stride=2)
         self._store_conv1(d_map1, h1, windows0)
         update("conv1")
-        self._join()  # before any tensor of this call is freed, too
+        self.join()  # before any tensor of this call is freed, too
         return terms
 
     # What lies between the products. `fused` has each of these as one kernel.
@@ -252,7 +252,7 @@ class GradientsByHand:
 
     @contextlib.contextmanager
     def meanwhile(self) -> Iterator[None]:
-        """Aside: what is within may read what is computed outside before, or was before the last `_join`.
+        """Aside: what is within may read what is computed outside before, or was before the last `join`.
 
         After the next one it may be read itself.
         """
@@ -266,7 +266,7 @@ class GradientsByHand:
         with torch.cuda.stream(stream):
             yield
 
-    def _join(self) -> None:
+    def join(self) -> None:
         """Wait for all that is computed aside.
 
         Waiting for an event in the midst of it would do, but a graph with such events crashed when it was

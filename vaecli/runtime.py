@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 
 import torch
@@ -14,18 +13,23 @@ from vaecli.layers import has_amx
 def choose_device(name: str) -> torch.device:
     """The device behind `auto|cpu|cuda|cuda:N|mps`; `auto` is the first of CUDA, MPS, CPU that is there.
 
-    Raises VaeError if it is not there.
+    Raises VaeError if it is not there, or does not work.
     """
     if name == "auto":
-        if torch.cuda.is_available():  # pragma: no cover-cuda
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise VaeError(f"No device '{name}'. Use auto, cpu, cuda, cuda:N or mps.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise VaeError(f"No CUDA device '{name}' on this machine. Use --device cpu, or auto.")
+    if device.type == "cuda":
+        there = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+        if not there or str(device) != name:  # of a large index torch keeps 8 bits
+            raise VaeError(f"No CUDA device '{name}' on this machine. Use --device cpu, or auto.")
+        try:
+            torch.zeros(1, device=device)
+        except RuntimeError as error:  # a GPU too old for this build of torch, or one whose memory is full
+            words = str(error).splitlines()[0].rstrip(".")
+            raise VaeError(f"The CUDA device does not work: {words}. Use --device cpu.") from error
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise VaeError("No MPS device on this machine. Use --device cpu, or auto.")
     return device
@@ -34,7 +38,6 @@ def choose_device(name: str) -> torch.device:
 def be_exact(device: torch.device) -> None:
     """Let this process compute on CUDA as the promise says: the same bits each time, float32 in full."""
     if device.type == "cuda":  # pragma: no cover-cuda
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may reorder sums
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without importing torch's compiler
         torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock, in each process anew
         # Else each new tensor is filled first: kernels for nothing.
@@ -88,22 +91,22 @@ def noise(seed: int, purpose: str, block: int, z_dim: int, draw: int = 0) -> tor
     return torch.randn(NOISE_BLOCK, z_dim, generator=generator(seed, purpose, draw, block))
 
 
-# In words of plain RuntimeErrors: torch's allocators for two devices, C++ itself, oneDNN.
+# In words of RuntimeErrors: torch's allocators for two devices, C++ itself, oneDNN; CUDA, cuBLAS, CUDA's driver.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "std::bad_alloc", "could not create a primitive")
+_OUT_OF_CUDA_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
 @contextlib.contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
     """Turn running out of memory into a VaeError with a remedy."""
+    remedy = "train with a smaller --batch-size."
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise VaeError(
-            f"Out of memory on {device}. Use another device or --device cpu, or train with a smaller --batch-size."
-        ) from error
     except MemoryError as error:
-        raise VaeError("Out of memory. Free some, or train with a smaller --batch-size.") from error
+        raise VaeError(f"Out of memory. Free some, or {remedy}") from error
     except RuntimeError as error:
-        if not any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise
-        raise VaeError("Out of memory. Free some, or train with a smaller --batch-size.") from error
+        if any(words in str(error) for words in _OUT_OF_CUDA_MEMORY):
+            raise VaeError(f"Out of memory on {device}. Use another device or --device cpu, or {remedy}") from error
+        if any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise VaeError(f"Out of memory. Free some, or {remedy}") from error
+        raise

@@ -8,6 +8,7 @@ takes all parameters at once. `make bench` measures the whole.
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
@@ -22,6 +23,8 @@ from vaecli.mixed import in_bf16
 from vaecli.model import ConvVAE
 from vaecli.runtime import generator
 from vaecli.schedule import Schedule
+
+_RECORDING = threading.Lock()
 
 
 class Trainer:
@@ -275,8 +278,12 @@ class _Graph(_Steps):  # pragma: no cover-cuda
                     self._rewind()
                     super().step()
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self._graph, stream=stream):
-                super().step()
+            # Meanwhile other threads of a notebook may use the GPU, but not record, which waits for all that it does.
+            with _RECORDING, torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    super().step()
+                finally:  # else the end of the recording would fail in place of what failed within
+                    self._compute.join()
 
     def step(self) -> None:
         self._graph.replay()
