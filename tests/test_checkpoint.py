@@ -1,5 +1,6 @@
 """Weights files: exact bytes out, and in only what is sound to the last tensor."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -243,3 +244,21 @@ def test_weights_are_no_state_and_state_is_no_weights(trained: Trained) -> None:
     other = engine.new_model(3, 0)
     with pytest.raises(CheckpointError, match="another run"):
         checkpoint.load_state(state, other, torch.optim.Adam(other.parameters()))
+
+
+def test_what_could_not_be_read_back_is_not_written(ckpt: str, tmp_path: Path) -> None:
+    model, metadata = checkpoint.load(ckpt, CPU)
+    metadata = dataclasses.replace(metadata, class_names=("\N{SNOWMAN}" * 255,) * 10_000)
+    with pytest.raises(CheckpointError, match="too long for a checkpoint"):
+        checkpoint.save(str(tmp_path / "a"), dict(model.named_parameters()), metadata)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("step", [-1, 10**400])
+def test_a_step_that_no_run_takes_is_refused(trained: Trained, tmp_path: Path, step: int) -> None:
+    header, values = split(Path(trained.checkpoint).with_name("state.safetensors").read_bytes())
+    metadata = json.loads(header["__metadata__"]["vae"])
+    header["__metadata__"]["vae"] = json.dumps(metadata | {"step": step})
+    (tmp_path / "state").write_bytes(join(header, values))
+    with pytest.raises(CheckpointError, match="is no state of a run"):
+        checkpoint.read_state_metadata(str(tmp_path / "state"))

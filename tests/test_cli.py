@@ -397,14 +397,16 @@ def test_encode_image_files_and_folders(ckpt: str, invoke: Invoke, digits: data.
         np.testing.assert_allclose(np.array(row[2:], float), np.array(by_index[1 + index][2:], float), atol=1e-5)
 
 
+@pytest.mark.parametrize("folder", ["in", "mnist"])  # also one that is called as a named set
 def test_encode_a_folder_with_splits_has_the_labels_of_its_classes(
-    ckpt: str, invoke: Invoke, digits: data.Split
+    ckpt: str, invoke: Invoke, digits: data.Split, folder: str
 ) -> None:
-    for name in ("in/train/7/a.png", "in/test/3/b.png"):
+    names = [f"{folder}/test/3/b.png", f"{folder}/train/7/a.png"]
+    for name in names:
         Path(name).parent.mkdir(parents=True)
         Image.fromarray(digits.images[0].numpy()).save(name)
-    table = rows(invoke("encode", ckpt, "in").stdout)
-    assert [row[:2] for row in table[1:]] == [["in/test/3/b.png", "3"], ["in/train/7/a.png", "7"]]
+    table = rows(invoke("encode", ckpt, folder).stdout)
+    assert [row[:2] for row in table[1:]] == [[names[0], "3"], [names[1], "7"]]
 
 
 def test_files_that_are_no_images_are_passed_over_aloud(
@@ -984,7 +986,10 @@ def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(number)
-    out, err = child.communicate(timeout=60)
+    try:
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == -number  # killed by the signal, so a shell loop stops too
     assert out == b""
     assert b"Traceback" not in err
@@ -1019,3 +1024,29 @@ def test_the_pipelines_of_the_contract(tmp_path: Path) -> None:
     answer = json.loads("\n".join(lines[: lines.index("}") + 1]))
     metrics = [json.loads(line) for line in (tmp_path / "outputs/few-z2/metrics.jsonl").read_text().splitlines()]
     assert answer["loss"] == pytest.approx(metrics[-1]["test_loss"], abs=1e-3)
+
+
+def test_encode_of_idx_files_of_other_kinds(ckpt: str, invoke: Invoke) -> None:
+    Path("small").write_bytes(idx_bytes(np.zeros((3, 14, 14), np.uint8)))
+    assert "Converted 3 of 3 images to 28x28" in invoke("encode", ckpt, "small").stderr
+    Path("wide").write_bytes(idx_bytes(np.zeros((2, 28, 28), ">i4"), 0x0C))
+    result = invoke("encode", ckpt, "wide")
+    assert result.exit_code == 1
+    assert "holds int32 values" in assert_one_line(result.stderr)
+
+
+def test_a_run_under_two_names_is_one_curve(run_copy: Path, invoke: Invoke) -> None:
+    Path("link").symlink_to(run_copy)
+    invoke("curves", run_copy, f"{run_copy}/", "link", "-o", "one.csv")
+    assert {row["run"] for row in csv.DictReader(Path("one.csv").read_text().splitlines())} == {"run"}
+
+
+def test_a_damaged_line_of_metrics_is_counted_from_1(run_copy: Path, invoke: Invoke) -> None:
+    with (run_copy / "metrics.jsonl").open("a") as file:
+        file.write("{\n")
+    assert "metrics.jsonl, line 3 is damaged" in assert_one_line(invoke("curves", run_copy).stderr)
+
+
+def test_a_figure_may_go_through_a_link_to_a_device(run_copy: Path, invoke: Invoke) -> None:
+    Path("s.png").symlink_to("/dev/null")
+    assert invoke("scatter", run_copy, "-q", "-o", "s.png").stdout == "s.png\n"

@@ -188,3 +188,20 @@ def test_the_stream_stays_open_and_blocks_come_as_they_are_read() -> None:
     assert stream.tell() < 50_000
     assert sum(map(len, blocks)) == 99_000
     assert stream.read() == b""
+
+
+def test_columns_may_be_aligned_with_spaces() -> None:
+    np.testing.assert_array_equal(np.concatenate(read(b"z_0 , z_1 \n1   , 2   \n")), [[1, 2]])
+
+
+def test_jsonl_has_nine_digits() -> None:
+    codes = Codes([0], [None], np.full((1, 1), 0.1, np.float32), np.zeros((1, 1), np.float32))
+    assert table("jsonl", [codes]) == b'{"index": 0, "label": null, "mean_0": 0.100000001, "logvar_0": 0.0}\n'
+
+
+def test_no_class_names_are_text_too() -> None:
+    stream = io.BytesIO()
+    write_codes(stream, "npz", iter([block(np.ones((3, 2), np.float32))]), "index", ())
+    stream.seek(0)
+    with np.load(stream) as archive:
+        assert archive["class_names"].dtype.kind == "U"

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +302,59 @@ def test_usps_is_read_by_torchvision_and_scaled(tmp_path: Path, monkeypatch: pyt
     assert split.labels.tolist() == list(range(10))
     assert len(notes) == 1
     assert notes[0].startswith("Converted 10 of 10 images of 16x16 to 28x28 grey")
+
+
+def test_a_label_that_is_absent_keeps_the_others_numbers(tmp_path: Path, digits: data.Split) -> None:
+    np.savez(tmp_path / "gap.npz", images=digits.images[:20].numpy(), labels=np.arange(20) % 2 * 4)
+    assert load(tmp_path / "gap.npz").class_names == tuple("01234")
+
+
+def test_emnists_digits_stand_upright(tmp_path: Path, digits: data.Split) -> None:
+    """Its files hold every image transposed."""
+    images = digits.images[:10].numpy()
+    lying = np.ascontiguousarray(images.transpose(0, 2, 1))
+    write_set(tmp_path / "EMNIST/raw", "emnist-digits", lying, np.arange(10, dtype=np.uint8))
+    np.testing.assert_array_equal(load("emnist-digits", "train", tmp_path).images, images)
+
+
+def test_more_classes_than_a_checkpoint_takes_are_refused(
+    tmp_path: Path, digits: data.Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MAX_LABEL", 4)
+    make_folder(tmp_path / "folder", digits, "classes")
+    np.savez(tmp_path / "a.npz", images=digits.images.numpy(), labels=np.arange(150) % 10)
+    for name, words in (("folder", "has 9 classes"), ("a.npz", "run from 0 to 8")):
+        with pytest.raises(DataError, match=words):
+            load(tmp_path / name)
+
+
+def test_each_split_speaks_of_its_own_files(tmp_path: Path, digits: data.Split) -> None:
+    make_folder(tmp_path, digits, "splits")
+    (tmp_path / "train/a.txt").touch()
+    (tmp_path / "test/b.txt").touch()
+    for split, name in (("train", "a.txt"), ("test", "b.txt")):
+        notes: list[str] = []
+        data.load(str(tmp_path), split, None, notes.append)  # type: ignore[arg-type]
+        assert [name in note for note in notes] == [True]
+
+
+def test_a_single_split_is_named_as_it_is(tmp_path: Path, digits: data.Split) -> None:
+    make_folder(tmp_path, digits, "splits")
+    shutil.rmtree(tmp_path / "train")
+    notes: list[str] = []
+    data.load(str(tmp_path), "test", None, notes.append)
+    assert "has test/ and no train/" in notes[0]
+
+
+def test_npz_of_a_newer_header_is_read(tmp_path: Path, digits: data.Split) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("images.npy", "w") as member:
+        np.lib.format.write_array(member, digits.images.numpy(), version=(2, 0))
+    assert torch.equal(load(tmp_path / "a.npz", "test").images, digits.images[9::10])
+
+
+def test_idx_images_of_integers_are_refused(tmp_path: Path) -> None:
+    images, labels = (tmp_path / name for name in IDX_FILES["train"])
+    images.write_bytes(idx_bytes(np.zeros((3, 28, 28), ">i4"), 0x0C))
+    labels.write_bytes(idx_bytes(np.zeros(3, np.uint8)))
+    with pytest.raises(DataError, match="holds no images: int32"):
+        load(tmp_path)

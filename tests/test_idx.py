@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
+from vaecli import idx
 from vaecli.errors import DataError
 from vaecli.idx import IdxFile, is_idx
 
@@ -86,3 +87,17 @@ def test_other_files_are_not_idx(tmp_path: Path) -> None:
     (tmp_path / "zip").write_bytes(b"\x1f\x8bnot gzip")
     assert not any(is_idx(tmp_path / name) for name in ("fifo", "text", "zip", ".", "missing"))
     assert is_idx(DIGITS / "t10k-images-idx3-ubyte.gz")
+
+
+def test_only_what_is_held_at_once_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(WHOLE)
+    monkeypatch.setattr(idx, "MAX_BYTES", 20)
+    with pytest.raises(DataError, match="too large to be held"):
+        IdxFile(tmp_path / "file").read()
+    assert len(list(IdxFile(tmp_path / "file").blocks(1))) == 2
+
+
+def test_a_large_file_may_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "_FREE_BYTES", 10)
+    (tmp_path / "file").write_bytes(PACKED)
+    assert IdxFile(tmp_path / "file").read().sum() == sum(range(24))

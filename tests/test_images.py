@@ -17,6 +17,7 @@ from vaecli.errors import DataError
 from vaecli.images import (
     MAX_SCANS,
     Pixels,
+    bright_backgrounds,
     conversion_note,
     fit,
     fit_all,
@@ -250,3 +251,41 @@ def test_conversions_are_counted(tmp_path: Path) -> None:
     assert converted == 2
     assert conversion_note(2, 3, "images").startswith("Converted 2 of 3 images to 28x28 grey")
     assert fit_all(np.zeros((2, 16, 16), np.uint8)).shape == (2, 28, 28)
+
+
+def test_a_palette_of_28x28_is_its_colours(tmp_path: Path) -> None:
+    grey = np.arange(784, dtype=np.uint8).reshape(28, 28) // 64 * 64
+    Image.fromarray(grey).convert("RGB").quantize(4).save(tmp_path / "palette.png")
+    pixels, converted = read_image(str(tmp_path / "palette.png"))
+    assert converted
+    np.testing.assert_array_equal(pixels, grey)
+
+
+def test_the_last_band_of_a_long_picture_is_no_darker() -> None:
+    assert fit(Image.new("L", (30_000, 40), 255)).min() == 255
+
+
+def test_a_telephones_50_million_pixels_are_read(tmp_path: Path) -> None:
+    Image.new("L", (8_000, 6_200), 255).save(tmp_path / "large.jpg")
+    assert read_image(str(tmp_path / "large.jpg"))[0].min() == 255
+
+
+def test_grey_paper_is_bright() -> None:
+    page, torn = np.full((1, 28, 28), 140, np.uint8), np.full((1, 28, 28), 200, np.uint8)
+    page[:, 10:18, 10:18] = 0
+    torn[:, :, :12] = 0
+    assert [bright_backgrounds(images) for images in (page, 255 - page, torn)] == [1, 0, 1]
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:
+    deep = tmp_path / "class" / "/".join("abcdefghijklmnopqrst")
+    deep.mkdir(parents=True)
+    (deep / "1.png").touch()
+    assert list_images(str(tmp_path), print) == [(str(deep / "1.png"), "class")]
+
+
+def test_every_kind_of_picture_is_listed(tmp_path: Path) -> None:
+    names = [f"1.{kind}" for kind in ["bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"]]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [os.path.basename(path) for path, _ in list_images(str(tmp_path), print)] == names

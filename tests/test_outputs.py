@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import DIGITS, Invoke, assert_one_line
+from PIL import Image
 
 from vaecli import data
 from vaecli.errors import VaeError
@@ -137,3 +138,9 @@ def test_links_to_the_same_kind_of_file_are_followed(trained: Trained, tmp_path:
     assert invoke("curves", trained.checkpoint, "-o", tmp_path / "link.png").exit_code == 0
     assert (tmp_path / "link.png").is_symlink()
     assert (tmp_path / "figure.png").stat().st_size
+
+
+def test_a_picture_among_the_data_is_refused_whatever_its_case(tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "1.png")
+    with pytest.raises(VaeError, match="lies inside the data set"):
+        guard_output(str(tmp_path / "NEW.PNG"), str(tmp_path))

@@ -17,7 +17,7 @@ from matplotlib.patches import Circle, StepPatch
 from vaecli import plots
 from vaecli.metrics import MAX_LOSS, EpochRecord
 from vaecli.plots import class_colour, plain, told_apart
-from vaecli.plots.curves import curves
+from vaecli.plots.curves import Metric, curves
 from vaecli.plots.scatter import MANIFOLD_SIDE, MAX_NAMES, MAX_PANELS, manifold_codes, panels, reach, scatter
 
 PRIOR = "prior 1\u03c3, 2\u03c3"
@@ -362,3 +362,61 @@ def test_equal_figures_are_equal_bytes(form: str) -> None:
     assert first == second
     assert first.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[form])
     assert b"matplotlib.org" not in first or form != "png"
+
+
+def test_points_lie_at_their_codes_in_the_colour_of_their_class() -> None:
+    z, labels = codes(4)
+    figure = scatter(z, labels, (), "title")
+    for axis, pair in zip(figure.axes, ((0, 1), (2, 3)), strict=True):
+        drawn = axis.collections[0]
+        places = np.asarray(drawn.get_offsets()).tolist()
+        colours = [to_rgb(tuple(colour)) for colour in np.asarray(drawn.get_facecolor())]
+        expected = {(*map(float, z[i, pair]), to_rgb(class_colour(labels[i]))) for i in range(len(z))}
+        assert {(*place, colour) for place, colour in zip(places, colours, strict=True)} == expected
+
+
+def test_absent_classes_shift_no_names_or_colours() -> None:
+    labels = np.where(np.arange(60) % 2, 3, 7)
+    figure = scatter(codes(2)[0], labels, tuple("abcdefghij"), "title")
+    assert texts(figure) == ["d", "h", PRIOR]
+    handles = figure.legends[0].legend_handles[:2]
+    assert [handle.get_color() for handle in handles if isinstance(handle, Line2D)] == [
+        class_colour(3),
+        class_colour(7),
+    ]
+
+
+def test_absent_classes_have_no_row_of_one_dimension() -> None:
+    labels = np.where(np.arange(60) % 2, 3, 7)
+    axis = scatter(codes(1)[0], labels, tuple("abcdefghij"), "title").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["d", "h"]
+    ridges = [patch for patch in axis.patches if isinstance(patch, StepPatch)][::2]  # filled, then outlined
+    assert [to_rgb(ridge.get_facecolor()) for ridge in ridges] == [to_rgb(class_colour(label)) for label in (3, 7)]
+    assert [float(np.ravel(ridge.get_data()[2])[0]) for ridge in ridges] == [0, -1]  # downwards, as one reads
+    assert [np.asarray(line.get_xdata())[0] for line in axis.lines] == [-2, -1, 1, 2]  # the prior's sigmas
+
+
+@pytest.mark.parametrize("metric", ["loss", "reconstruction", "kl"])
+def test_lines_are_the_metrics_own_in_the_legends_colours(metric: Metric) -> None:
+    runs = {"a": history(3), "b": history(4, 130)}
+    figure = curves(runs, metric)
+    for style, part in (("--", "train"), ("-", "test")):
+        drawn = [np.asarray(line.get_ydata()).tolist() for line in lines(figure, style)]
+        assert drawn == [[getattr(record, f"{part}_{metric}") for record in records] for records in runs.values()]
+    handles = figure.legends[0].legend_handles[:2]
+    colours = [handle.get_color() for handle in handles if isinstance(handle, Line2D)]
+    assert colours == [line.get_color() for line in lines(figure, "-")]
+
+
+def test_a_single_run_is_the_title() -> None:
+    assert curves({"my run": history(3)}, "loss").axes[0].get_title() == "my run"
+
+
+def test_the_first_of_equal_epochs_is_starred() -> None:
+    records = [EpochRecord(epoch, 9, 8, 1, 10, 9, 1) for epoch in (1, 2, 3)]
+    assert np.asarray(lines(curves({"run": records}, "loss"), "None")[0].get_xdata()).tolist() == [1]
+
+
+def test_a_logarithm_leaves_out_what_has_none() -> None:
+    axis = curves({"run": history(3)}, "loss", log_scale=True).axes[0]
+    assert np.isnan(axis.yaxis.get_transform().transform(np.array([-1.0]))).all()

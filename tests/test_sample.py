@@ -22,12 +22,15 @@ from typer.testing import CliRunner, Result
 import vaecli
 from vaecli import data, engine, latent
 from vaecli.cli import app, main
-from vaecli.errors import DataError
+from vaecli.errors import DataError, VaeError
 from vaecli.grids import grid
 from vaecli.images import inverted, read_images
 from vaecli.run import Settings
 from vaecli.runtime import noise
+from vaecli.services import inputs
+from vaecli.services.inputs import open_checkpoint
 from vaecli.services.pictures import write_pictures
+from vaecli.services.sample import _walk, sample
 from vaecli.services.train import train
 
 CPU = torch.device("cpu")
@@ -475,6 +478,7 @@ def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data
     assert "use --invert" in invoke("encode", ckpt, "-d", "scans").stderr
     for command in (["test"], ["scatter", "-o", "a.png"], ["sample", "--from", "test", "-n", "1", "-o", "a.png"]):
         assert invoke(*command, ckpt, "-d", "scans").stderr.count("have a bright background") == 1, command
+        assert "bright" not in invoke(*command, "run").stderr
 
 
 def test_a_table_of_paths_goes_through_jsonl_too(ckpt: str, invoke: Invoke, pictures: list[str]) -> None:
@@ -535,3 +539,28 @@ def test_a_full_temporary_folder_is_not_blamed_on_the_output(ckpt: str, monkeypa
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     result = fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q")
     assert "Cannot keep the images in a temporary folder: No usable one. Set TMPDIR" in failure(result)
+
+
+def test_a_table_is_read_to_its_end_whatever_is_taken(ckpt: str) -> None:
+    """Or its writer would fail."""
+    stream = io.BytesIO(b"z_0,z_1\n" + b"1,2\n" * 50_000)
+    sample(ckpt, output="a.npz", form="npz", source=stream, count=3, device="cpu")
+    assert (len(images_of()), stream.read()) == (3, b"")
+
+
+def test_walks_of_too_many_dimensions_are_refused(ckpt: str) -> None:
+    with pytest.raises(VaeError, match="2 dimensions make 20 images"):
+        _walk(open_checkpoint(ckpt, "cpu"), "traverse", None, None, 1.0, 19)
+
+
+def test_a_grid_is_a_square_over_the_first_two_dimensions(learned: str, invoke: Invoke) -> None:
+    invoke("sample", learned, "--from", "grid", "-n", "9", "-o", "a.png")
+    expected = grid(decoded(learned, latent.manifold(9, 4, (0, 1))))
+    np.testing.assert_array_equal(np.asarray(Image.open("a.png")), np.asarray(expected))
+
+
+def test_a_list_of_paths_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_LISTING", 5)
+    assert inputs.read_paths(io.BytesIO(b"a\nb\n")) == ["a", "b"]
+    with pytest.raises(DataError, match="more than 5 bytes"):
+        inputs.read_paths(io.BytesIO(b"a\nb\nc\n"))

@@ -1,5 +1,6 @@
 """Where named sets come from. No test reaches the network: what would is answered on this machine."""
 
+import bz2
 import contextlib
 import gzip
 import hashlib
@@ -410,3 +411,51 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(Interrupted):
         data.load("kmnist", "train", str(tmp_path / "cache"), print)
     assert not (tmp_path / "cache").exists()
+
+
+def run_child(folder: Path, code: str, **options: float) -> str:
+    """What a child of this code prints, which counts as arriving data."""
+    sources._run("child", ["-c", code], folder, time.monotonic() + 60, lambda: None, **options)
+    return (folder / "child.log").read_text()
+
+
+def test_a_child_may_take_its_time_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SOCKET_SECONDS", 1.0)
+    slow = "import time\nfor _ in range(8): print('more', flush=True); time.sleep(0.3)"
+    assert run_child(tmp_path, slow).count("more") == 8
+
+
+def test_a_child_may_take_its_time_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SOCKET_SECONDS", 0.2)
+    assert run_child(tmp_path, "import time; time.sleep(1); print('late')", start_seconds=30).strip() == "late"
+
+
+def test_a_childs_temporary_files_lie_with_its_own(tmp_path: Path) -> None:
+    assert run_child(tmp_path, "import tempfile; print(tempfile.gettempdir())").strip() == str(tmp_path)
+
+
+def test_torchvisions_layout_goes_before_the_folder_itself(tmp_path: Path) -> None:
+    """Else MNIST's files in the folder would be taken for KMNIST's, whose names are the same."""
+    shutil.copytree(DIGITS, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(DIGITS, tmp_path / "KMNIST/raw")
+    assert sources.locate("kmnist", "test", str(tmp_path), print) == tmp_path / "KMNIST/raw"
+
+
+def test_a_quick_download_is_noted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_from_torchvision", lambda *ignored: DIGITS)
+    notes: list[str] = []
+    data.load("kmnist", "test", str(tmp_path), notes.append)
+    assert [note.split("(")[0] for note in notes] == ["Downloading kmnist "]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_usps_splits_are_their_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    from torchvision import datasets
+
+    for name, label in (("usps.bz2", 1), ("usps.t.bz2", 2)):
+        line = f"{label} " + " ".join(f"{i}:0.5" for i in range(1, 257))
+        (tmp_path / name).write_bytes(bz2.compress(line.encode()))
+    unchecked = {name: [url, file, None] for name, (url, file, _) in datasets.USPS.split_list.items()}
+    monkeypatch.setattr(datasets.USPS, "split_list", unchecked)
+    _, labels = sources.read_with_torchvision(NAMED["usps"], tmp_path, split)
+    assert labels.tolist() == [0 if split == "train" else 1]  # in the files they begin with 1

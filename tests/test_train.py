@@ -584,3 +584,23 @@ def test_observers_hear_every_epoch(tmp_path: Path) -> None:
     run(tmp_path / "run", 3, observer=Ear())
     assert [(epoch, epochs) for epoch, epochs, _ in heard] == [(1, 3), (2, 3), (3, 3)]
     assert heard[0][2] > heard[2][2] == 0
+
+
+def test_what_is_advised_can_be_pasted_and_comes_once_the_bars_are_gone(tmp_path: Path) -> None:
+    class Ear(Stop):
+        def close(self) -> None:
+            self.notes.append("closed")
+
+    ear = Ear(epoch=3)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "my run", 4, observer=ear)
+    assert ear.notes[-1] == f"Go on with: vae train --resume -o '{tmp_path / 'my run'}'"
+    assert "closed" in ear.notes[:-1]
+
+
+@pytest.mark.parametrize(("schedule", "words"), [("cosine", "."), ("constant", "; a higher --epochs goes on.")])
+def test_a_finished_cosine_is_not_told_to_go_on(tmp_path: Path, schedule: str, words: str) -> None:
+    run(tmp_path / "run", 1, settings={"lr_schedule": schedule})
+    heard = Notes()
+    run(tmp_path / "run", 1, resume=True, observer=heard)
+    assert heard.heard[-1] == f"The run is finished already{words}"

@@ -176,3 +176,20 @@ def test_cuda_trains_as_the_cpu_does(digits: data.Split, monkeypatch: pytest.Mon
     monkeypatch.setattr(on_cuda, "_draw", lambda epoch, seed: [drawn.to(cuda) for drawn in draw(epoch, seed)])
     for epoch in range(1, 6):
         assert on_cuda.epoch(epoch, 0).loss == pytest.approx(on_cpu.epoch(epoch, 0).loss, abs=0.5)
+
+
+def test_the_loss_that_is_heard_is_the_batchs_own(digits: data.Split) -> None:
+    heard: list[float] = []
+    mean = trainer(digits.images, 40, Schedule(1e-12)).epoch(
+        1, 0, log_interval=1, on_step=lambda images, loss: heard.append(loss or 0)
+    )
+    assert mean.loss == pytest.approx((40 * sum(heard[:3]) + 30 * heard[3]) / 150, rel=1e-5)
+
+
+def test_divergence_ends_an_epoch_at_the_next_interval(digits: data.Split) -> None:
+    heard: list[int] = []
+    with pytest.raises(DivergedError):
+        trainer(digits.images, 10, Schedule(1e30)).epoch(
+            1, 0, log_interval=2, on_step=lambda images, loss: heard.append(images)
+        )
+    assert len(heard) == 2
