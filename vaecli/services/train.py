@@ -271,7 +271,7 @@ class _Run:
         try:
             yield
         except (Interrupted, KeyboardInterrupt, DivergedError) as stop:  # in a notebook, Ctrl-C is the second
-            self.observer.close()  # a second Ctrl-C ends the process at once, which shall not hide the cursor
+            self.observer.close()  # a second Ctrl-C ends the process at once, which shall leave no bar
             with contextlib.suppress(VaeError):  # a full disk, say: the state of the last commit is there
                 self._keep_last_epoch()
             if not isinstance(stop, DivergedError):
