@@ -27,7 +27,7 @@ LAYERS = (
     {"fused"},
     {"by_hand"},
     {"arranged"},
-    {"engine", "data", "checkpoint", "codes", "grids", "plots.scatter", "plots.curves"},
+    {"engine", "data", "checkpoint", "codes", "grids", "backgrounds", "plots.scatter", "plots.curves"},
     {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
     {"loss", "mixed"},
     {"model"},

@@ -13,15 +13,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from vaecli import data
+from vaecli.backgrounds import bright_backgrounds, inverted
 from vaecli.errors import DataError
 from vaecli.images import (
     MAX_SCANS,
     Pixels,
-    bright_backgrounds,
     conversion_note,
     fit,
     fit_all,
-    inverted,
     list_images,
     read_image,
     read_images,

@@ -21,10 +21,11 @@ from typer.testing import CliRunner, Result
 
 import vaecli
 from vaecli import data, engine, latent
+from vaecli.backgrounds import inverted
 from vaecli.cli import app, main
 from vaecli.errors import DataError, VaeError
 from vaecli.grids import grid
-from vaecli.images import inverted, read_images
+from vaecli.images import read_images
 from vaecli.run import Settings
 from vaecli.runtime import noise
 from vaecli.services import inputs

@@ -195,7 +195,7 @@ def _one_line(error: typer.TyperException, args: list[str]) -> str:
 
 def _not_loaded(error: Exception) -> str:
     """The dynamic loader's words as one sentence, and a remedy."""
-    # numpy says so in a page, and what happened in the cause.
+    # numpy's own words are a page of advice; what happened is their cause.
     words = " ".join(str(error.__cause__ or error).split()).rstrip(".")
     if "failed to map segment" in words:  # glibc's, for a limit on memory, and for a file system without programs
         return f"{words}. Free memory, or allow programs in its folder."

@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 
 from vaecli import data, engine
+from vaecli.backgrounds import background_note, bright_backgrounds, empties, empty_note, inverted
 from vaecli.codes import Codes, Format, Key, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output, utf8_name
 from vaecli.idx import IdxFile, is_idx
-from vaecli.images import (
-    SIDE,
-    Pixels,
-    background_note,
-    bright_backgrounds,
-    conversion_note,
-    empties,
-    empty_note,
-    fit_all,
-    inverted,
-    list_images,
-    read_images,
-)
+from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, find_split, open_checkpoint, read_paths

@@ -9,9 +9,9 @@ from typing import BinaryIO
 import torch
 
 from vaecli import checkpoint, data, engine
+from vaecli.backgrounds import background_note, bright_backgrounds, empties, empty_note
 from vaecli.errors import DataError
 from vaecli.files import reason
-from vaecli.images import background_note, bright_backgrounds, empties, empty_note
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
 from vaecli.runtime import be_exact, choose_device, memory_errors
