@@ -28,6 +28,7 @@ Record = TypeVar("Record")
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
 # Folders in which commands make several files, and the seconds untouched after which one was left by a killed command.
 WORK, ABANDONED = re.compile(r"\.vae-[0-9a-f]{16}\.tmp"), 86_400
+_REMEDY = "Free some space, fix the permissions or choose another place or name."
 
 
 def reason(error: OSError) -> str:
@@ -88,10 +89,7 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
     except BrokenPipeError:  # the target is a pipe, whose reader may leave early
         raise
     except OSError as error:
-        raise VaeError(
-            f"Cannot write {os.fspath(path)}: {reason(error)}. "
-            "Free some space, fix the permissions or choose another place or name."
-        ) from error
+        raise VaeError(f"Cannot write {os.fspath(path)}: {reason(error)}. {_REMEDY}") from error
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, parents: bool = False) -> None:
@@ -149,10 +147,7 @@ def open_folder(folder: str, is_ours: Callable[[str], bool]) -> Iterator[Callabl
                 (target / name).unlink(missing_ok=True)  # another command may be filling the folder, too
         _sync_folder(target)
     except OSError as error:
-        raise VaeError(
-            f"Cannot write into {folder}: {reason(error)}. "
-            "Free some space, fix the permissions or choose another place or name."
-        ) from error
+        raise VaeError(f"Cannot write into {folder}: {reason(error)}. {_REMEDY}") from error
 
 
 @contextlib.contextmanager
