@@ -928,6 +928,15 @@ def test_a_library_that_does_not_load_is_one_line(ckpt: str, tmp_path: Path, cod
     assert words in assert_one_line(done.stderr)
 
 
+def test_what_has_no_number_later_is_no_library(monkeypatch: pytest.MonkeyPatch, ckpt: str) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise io.UnsupportedOperation("a bug")
+
+    monkeypatch.setattr(engine, "evaluate", fail)
+    with pytest.raises(io.UnsupportedOperation, match="a bug"):
+        main(["test", ckpt])
+
+
 def test_a_folder_that_is_gone_is_one_line(ckpt: str, invoke: Invoke) -> None:
     gone = Path("gone").absolute()
     gone.mkdir()

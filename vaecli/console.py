@@ -143,7 +143,8 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
         tell("Error: Out of memory. Free some.")
         return VaeError.exit_code
     except (ImportError, OSError) as error:
-        if isinstance(error, ImportError) or error.errno is None:  # ctypes' OSError, through which torch loads some
+        # torch loads some with ctypes, whose OSError has no number. What comes later without one is a bug.
+        if isinstance(error, ImportError) or (error.errno is None and "torch" not in sys.modules):
             tell(f"Error: A library does not load: {_not_loaded(error)}")
         elif error.errno in _REFUSED:
             tell(f"Error: Cannot write to standard output: {reason(error)}. Write somewhere else.")

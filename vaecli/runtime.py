@@ -102,11 +102,9 @@ def memory_errors(device: torch.device) -> Iterator[None]:
     remedy = "train with a smaller --batch-size."
     try:
         yield
-    except MemoryError as error:
-        raise VaeError(f"Out of memory. Free some, or {remedy}") from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if any(words in str(error) for words in _OUT_OF_CUDA_MEMORY):
             raise VaeError(f"Out of memory on {device}. Use another device or --device cpu, or {remedy}") from error
-        if any(words in str(error) for words in _OUT_OF_MEMORY):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
             raise VaeError(f"Out of memory. Free some, or {remedy}") from error
         raise
