@@ -273,7 +273,7 @@ def test_grey_paper_is_bright() -> None:
     page, torn = np.full((1, 28, 28), 140, np.uint8), np.full((1, 28, 28), 200, np.uint8)
     page[:, 10:18, 10:18] = 0
     torn[:, :, :12] = 0
-    assert [bright_backgrounds(images) for images in (page, 255 - page, torn)] == [1, 0, 1]
+    assert [bool(bright_backgrounds(images)) for images in (page, 255 - page, torn)] == [True, False, True]
 
 
 def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:

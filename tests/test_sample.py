@@ -431,7 +431,9 @@ def test_paper_is_noted_and_only_invert_changes_it(ckpt: str, invoke: Invoke, di
     assert dark.stderr == ""
     mixed = invoke("encode", ckpt, "paper", "ink")
     assert mixed.stderr.count("\n") == 1
-    assert mixed.stderr.startswith("4 of 6 images have a bright background")
+    assert mixed.stderr.startswith(
+        "4 of 6 images (paper/0.png, paper/1.png, paper/2.png, ...) have a bright background"
+    )
     assert mixed.stderr.endswith("use --invert.\n")
     assert mixed.stdout.endswith(dark.stdout.partition("\n")[2])  # nothing was changed
     inverted = invoke("encode", ckpt, "paper", "--invert")
@@ -451,9 +453,12 @@ def test_ink_that_is_lost_on_black_is_noted(ckpt: str, invoke: Invoke, digits: d
         drawing.putalpha(Image.fromarray(image))
         drawing.save(f"drawings/{index:02}.png")
     Image.new("L", (28, 28), "white").save("blank.png")
+    Image.fromarray(digits.images[0].numpy()).save("ink.png")
     for options in ([], ["--invert"]):
         lost = invoke("encode", ckpt, "drawings", "blank.png", *options)
         assert "13 of 13 images show next to nothing" in lost.stderr
+        one = invoke("encode", ckpt, "ink.png", "blank.png", *options).stderr
+        assert one.startswith("1 of 2 images (blank.png) show next to nothing")
         assert "bright" not in lost.stderr  # what else there is to say of them would mislead
     result = invoke("train", "-d", "drawings", "-e", "1", "-o", "run", "--device", "cpu")
     assert result.stderr.count("12 of 12 images show next to nothing") == 1
@@ -477,6 +482,8 @@ def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data
     assert any("Converted 18 of 18 train images" in line for line in result.stderr.splitlines())
     assert "bright" not in invoke("encode", "run").stderr  # the model knows them so
     assert "use --invert" in invoke("encode", ckpt, "-d", "scans").stderr
+    Image.new("L", (40, 40)).save("scans/03.png")  # is read as the third training image
+    assert "1 of 18 images (3) show" in invoke("encode", ckpt, "-d", "scans", "--split", "train").stderr
     for command in (["test"], ["scatter", "-o", "a.png"], ["sample", "--from", "test", "-n", "1", "-o", "a.png"]):
         assert invoke(*command, ckpt, "-d", "scans").stderr.count("have a bright background") == 1, command
         assert "bright" not in invoke(*command, "run").stderr

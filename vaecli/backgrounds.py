@@ -1,33 +1,53 @@
 """What images are drawn on: black as in MNIST, bright as paper, or nothing but a ground."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 import numpy.typing as npt
 
 from vaecli.images import Pixels
 
+_NAMED = 3  # images of a kind
 
-def background_note(bright: int, count: int, remedy: str) -> str:
+
+@dataclass
+class Found:
+    """Images of one kind among those seen: how many, and the first of them by name or number."""
+
+    count: int = 0
+    first: list[int | str] = field(default_factory=list)
+
+    def add(self, which: npt.NDArray[np.bool_], keys: Sequence[int | str] | None = None) -> None:
+        """Count those of more images that are of this kind, as `which` (N,) says; `keys` (N,) are their names."""
+        self.count += int(which.sum())
+        if keys:
+            self.first += [keys[place] for place in np.flatnonzero(which)[: _NAMED - len(self.first)]]
+
+    def of(self, count: int) -> str:
+        """How many of `count` images they are, and which, unless all are."""
+        more = ", ..." if self.count > len(self.first) else ""
+        names = f" ({', '.join(map(str, self.first))}{more})" if self.first and self.count < count else ""
+        return f"{self.count:,} of {count:,} images{names}"
+
+
+def background_note(bright: Found, count: int, remedy: str) -> str:
     """What people should know of images that are dark on light, as MNIST is not."""
-    return f"{bright:,} of {count:,} images have a bright background, as paper has. {remedy}"
+    return f"{bright.of(count)} have a bright background, as paper has. {remedy}"
 
 
-def empty_note(empty: int, count: int) -> str:
+def empty_note(empty: Found, count: int) -> str:
     """What people should know of images with nothing on them."""
     return (
-        f"{empty:,} of {count:,} images show next to nothing, as blank pages do, and dark ink on a transparent ground, "
+        f"{empty.of(count)} show next to nothing, as blank pages do, and dark ink on a transparent ground, "
         "which becomes black; lay such on white first."
     )
 
 
-def _empty(images: Pixels) -> npt.NDArray[np.bool_]:
+def empties(images: Pixels) -> npt.NDArray[np.bool_]:
     """Whether an image's pixels are much the same, an eighth of all greys apart at most: (N, 28, 28) -> (N,)."""
     apart: npt.NDArray[np.uint8] = np.ptp(images, axis=(1, 2))
     return apart <= 32
-
-
-def empties(images: Pixels) -> int:
-    """How many of the images (N, 28, 28) show nothing."""
-    return int(_empty(images).sum())
 
 
 def _backgrounds(images: Pixels) -> npt.NDArray[np.float64]:
@@ -38,9 +58,9 @@ def _backgrounds(images: Pixels) -> npt.NDArray[np.float64]:
     return level
 
 
-def bright_backgrounds(images: Pixels) -> int:
-    """How many of the images (N, 28, 28) show something on a background that is nearer to white than to black."""
-    return int(((_backgrounds(images) > 127) & ~_empty(images)).sum())
+def bright_backgrounds(images: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether an image shows something on a background nearer to white than to black: (N, 28, 28) -> (N,)."""
+    return (_backgrounds(images) > 127) & ~empties(images)
 
 
 def inverted(images: Pixels) -> Pixels:

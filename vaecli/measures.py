@@ -66,9 +66,8 @@ def importance_bound(
     shares = [len(range(turn, draws, len(mixture))) / draws for turn in range(len(mixture))]
     total = torch.full_like(mean[:, 0], -math.inf)
     for draw in range(draws):
-        z = (
-            mixture[draw % len(mixture)].sample(noise(draw).double()).to(posterior.mean.dtype)
-        )  # what is decoded is what is weighed
+        z = mixture[draw % len(mixture)].sample(noise(draw).double())
+        z = z.to(posterior.mean.dtype)  # what is decoded is what is weighed
         density = [math.log(share) + _log_density(each, z) for share, each in zip(shares, mixture, strict=True)]
         log_ratio = _log_density(prior, z) - torch.stack(density).logsumexp(dim=0)
         total = torch.logaddexp(total, log_likelihood(z).cpu().double() + log_ratio)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import torch
 
 from vaecli import checkpoint, data, engine
-from vaecli.backgrounds import background_note, bright_backgrounds, empties, empty_note
+from vaecli.backgrounds import Found, background_note, bright_backgrounds, empties, empty_note
 from vaecli.errors import DataError
 from vaecli.files import reason
 from vaecli.model import ConvVAE
@@ -107,10 +107,13 @@ def note_background(dataset: str, splits: Sequence[data.Split], observer: Observ
     """Pictures of one's own are used as they are, also where scans were meant to be white on black, or show nothing."""
     if not image_roots(dataset):
         return
-    images = [split.images.numpy() for split in splits]
-    count = sum(map(len, images))
-    if empty := sum(map(empties, images)):
+    empty, bright, count = Found(), Found(), 0
+    for split in splits:
+        empty.add(empties(split.images.numpy()))
+        bright.add(bright_backgrounds(split.images.numpy()))
+        count += len(split.images)
+    if empty.count:
         observer.note(empty_note(empty, count))
-    if bright := sum(map(bright_backgrounds, images)):
+    if bright.count:
         remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
         observer.note(background_note(bright, count, remedy))
