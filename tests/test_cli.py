@@ -27,6 +27,8 @@ from vaecli import checkpoint, data, engine
 from vaecli.cli import main
 from vaecli.run import Settings
 from vaecli.runtime import noise
+from vaecli.services.resume import Trained
+from vaecli.services.train import _Run
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full, and names that are no UTF-8")
 
@@ -138,6 +140,7 @@ def test_version(invoke: Invoke) -> None:
         ["encode", "ckpt", "--json"],
         ["encode", "ckpt", "-o", "codes.xlsx"],
         ["encode", "ckpt", "--format", "parquet"],
+        ["encode", "ckpt", "--format", "csv", "-o", "folder/"],
         ["sample", "ckpt", "-n", "0"],
         ["sample", "ckpt", "--pairs"],
         ["sample", "ckpt", "-n", "10001"],
@@ -616,9 +619,13 @@ def test_curves_leave_out_what_is_no_run(run_copy: Path, invoke: Invoke) -> None
     Path("gallery").mkdir()
     Path("table.md").write_text("| loss |")
     Path("damaged.safetensors").touch()
-    result = invoke("curves", run_copy, "gallery", "table.md", "-o", "runs.csv")
+    Path("lost").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
+    strange = ["gallery", "table.md", "lost", "loop", "pipe"]
+    result = invoke("curves", run_copy, *strange, "-o", "runs.csv")
     assert result.exit_code == 0
-    assert result.stderr == "Left out gallery: it is no run.\nLeft out table.md: it is no run.\n"
+    assert result.stderr.splitlines() == [f"Left out {path}: it is no run." for path in strange]
     assert {line.split(",")[0] for line in Path("runs.csv").read_text().splitlines()[1:]} == {run_copy.name}
     for others, words in (
         (["gallery"], "No check<N>.safetensors in gallery"),
@@ -958,6 +965,20 @@ def test_what_train_advises_names_the_data_folder(invoke: Invoke) -> None:
         assert invoke(*shlex.split(advice[0])[1:]).exit_code == 0
 
 
+def test_an_answer_needs_no_config(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be lost, or half written, when the training ends."""
+    train = _Run.train
+
+    def losing(run: _Run) -> Trained:
+        trained = train(run)
+        Path(run.folder, "config.json").unlink()
+        return trained
+
+    monkeypatch.setattr(_Run, "train", losing)
+    result = invoke(*TRAIN, "-o", "run")
+    assert (result.exit_code, result.stdout) == (0, "run/check1.safetensors\n")
+
+
 @linux
 def test_names_are_utf8_in_every_locale(ckpt: str, invoke: Invoke) -> None:
     """Where the locale has no UTF-8, a name comes as escaped bytes."""
@@ -971,9 +992,31 @@ def test_names_are_utf8_in_every_locale(ckpt: str, invoke: Invoke) -> None:
         assert plain == escaped != b""
 
 
-def test_a_backend_that_is_not_installed_draws_all_the_same(ckpt: str, invoke: Invoke) -> None:
-    done = process("curves", ckpt, "-o", "-", env={"MPLBACKEND": "none such"})
-    assert (done.returncode, done.stdout) == (0, invoke("curves", ckpt, "-o", "-").stdout_bytes)
+def test_the_environment_of_libraries_changes_no_figure(ckpt: str, invoke: Invoke) -> None:
+    """A backend that is not installed, a date that is none, and logs of what torch does not know."""
+    env = {"MPLBACKEND": "none such", "SOURCE_DATE_EPOCH": "none", "TORCH_LOGS": ""}
+    for form in ("svg", "pdf"):
+        done = process("scatter", ckpt, "-q", "-o", f"a.{form}", env=env)
+        assert (done.returncode, done.stderr) == (0, b"")
+        invoke("scatter", ckpt, "-q", "-o", f"b.{form}")
+        assert Path(f"a.{form}").read_bytes() == Path(f"b.{form}").read_bytes()
+
+
+@linux
+def test_a_pipe_that_does_not_block_is_read_to_its_end(ckpt: str) -> None:
+    """Another process that holds the pipe may have set it so; then it seems to end where it is empty."""
+    Image.new("L", (28, 28)).save("a.png")
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    command = [sys.executable, "-m", "vaecli", "encode", ckpt, "-", "-q"]
+    with subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE) as encoding, open(writing, "wb") as listing:
+        while encoding.poll() is None and not os.get_blocking(reading):
+            time.sleep(0.01)
+        os.close(reading)
+        listing.write(b"a.png\n")
+        listing.close()
+        out, _ = encoding.communicate(timeout=60)
+    assert (encoding.returncode, out.count(b"\n")) == (0, 2)
 
 
 def test_figures_in_a_notebook_leave_its_backend() -> None:

@@ -3,6 +3,7 @@
 Services are imported inside the commands: torch takes seconds, and `vae --help` shall not.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -12,7 +13,7 @@ import typer
 
 from vaecli import console, options
 from vaecli.allocator import keep_freed_memory
-from vaecli.errors import UsageError
+from vaecli.errors import UsageError, VaeError
 from vaecli.run import Settings, default_folder, read_config
 from vaecli.threads import stay_within_quota
 
@@ -30,10 +31,12 @@ def main(args: list[str] | None = None) -> int:
     """The entry point: runs the command line and returns the exit code."""
     keep_freed_memory()
     stay_within_quota()
-    # matplotlib: a backend for interactive work, maybe one that is not installed here, is of no use, and a
-    # home that cannot be written is worth no lines on stderr.
+    # matplotlib: a backend for interactive work, maybe one that is not installed here, is of no use, figures
+    # have no date, and a home that cannot be written is worth no lines on stderr.
     os.environ["MPLBACKEND"] = "agg"
+    os.environ.pop("SOURCE_DATE_EPOCH", None)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    os.environ.pop("TORCH_LOGS", None)  # of what is not used here; torch does not load if it is empty or wrong
     return console.run(app, args)
 
 
@@ -140,7 +143,8 @@ def train(
             f"Done after epoch {trained.epochs}: training loss {trained.train_losses[-1]:.2f}, "
             f"test loss {trained.test_losses[-1]:.2f} nats per image. Next:"
         )
-        data_dir = read_config(folder).data_dir  # a resumed run's own
+        with contextlib.suppress(VaeError):  # someone may just be writing it
+            data_dir = read_config(folder).data_dir  # a resumed run's own
         place = f" --data-dir {shlex.quote(data_dir)}" if data_dir else ""
         for command in ("test", "sample", "scatter"):
             observer.note(f"  vae {command} {quoted}{place}")
@@ -236,6 +240,8 @@ def encode(
       vae encode outputs/mnist-z2 scans/ photo.jpg --invert --format jsonl
       find scans/ -name '*.png' | sort | vae encode outputs/mnist-z2 - -o a.csv
     """
+    if output.endswith("/"):
+        raise UsageError(f"A table is one file, and {output} names a folder. Name a file with -o.")
     chosen = form or _format(output, ("csv", "jsonl", "npz", "safetensors"), "csv", "--format")
     if inputs and (unused := _typed(context) & {"split", "dataset"}):
         names = " and ".join(f"--{name}" for name in sorted(unused))

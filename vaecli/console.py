@@ -172,12 +172,14 @@ def run(app: typer.Typer, args: list[str] | None) -> int:
 
 
 def _open_streams() -> None:
-    """Let no other file take the place of a stream that is closed, and let stdout write all that it is given."""
+    """Let no other file take the place of a stream that is closed, and let each read and write all that there is."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:  # the next file that is opened would get the number, and whatever C libraries print
             os.open(os.devnull, os.O_RDWR)
+        with contextlib.suppress(OSError):  # another process that shares it may have set it otherwise
+            os.set_blocking(descriptor, True)
     # Unbuffered (PYTHONUNBUFFERED, `python -u`), a write to a full disk may be short and raise nothing.
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
         sys.stdout = open(  # noqa: SIM115

@@ -93,7 +93,7 @@ def _is_strange(path: str) -> bool:
     """Whether it is there, but nothing that a training makes."""
     if os.path.isdir(path):
         return not run_files(path)
-    return os.path.isfile(path) and not path.endswith(".safetensors")
+    return os.path.lexists(path) and not path.endswith(".safetensors")  # a link that leads nowhere is there, too
 
 
 def _names(paths: Sequence[str]) -> list[str]:
