@@ -139,8 +139,9 @@ def read_codes(stream: BinaryIO, name: str, z_dim: int, rows: int) -> Generator[
         if empty:
             raise DataError(f"There are no codes in {name}. Make some with 'vae encode'.")
     except (csv.Error, OSError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
-        raise DataError(f"Cannot read codes from {name}: {words}. Give a csv or jsonl of 'vae encode'.") from error
+        raise DataError(
+            f"Cannot read codes from {name}: {reason(error)}. Give a csv or jsonl of 'vae encode'."
+        ) from error
     finally:
         text.detach()  # or it would close the stream, which is the caller's
 

@@ -31,9 +31,9 @@ WORK, ABANDONED = re.compile(r"\.vae-[0-9a-f]{16}\.tmp"), 86_400
 _REMEDY = "Free some space, fix the permissions or choose another place or name."
 
 
-def reason(error: OSError) -> str:
-    """The system's own words for a failure, without Python's error number."""
-    return error.strerror or str(error) or type(error).__name__
+def reason(error: Exception) -> str:
+    """What failed in the system's or a library's own words, without Python's error number."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

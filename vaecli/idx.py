@@ -109,8 +109,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
             stream.seek(0)
             yield (cast(BinaryIO, gzip.GzipFile(fileobj=stream)), most_unpacked(size)) if gzipped else (stream, size)
         except (OSError, EOFError, zlib.error) as error:
-            words = reason(error) if isinstance(error, OSError) else str(error)
-            raise DataError(f"Cannot read {os.fspath(path)}: {words}. Get the file anew.") from error
+            raise DataError(f"Cannot read {os.fspath(path)}: {reason(error)}. Get the file anew.") from error
 
 
 def _expect_end(stream: BinaryIO) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vaecli.errors import DataError
-from vaecli.files import open_regular, utf8_name
+from vaecli.files import open_regular, reason, utf8_name
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -131,7 +131,7 @@ def _decode(stream: BinaryIO, path: str) -> tuple[Pixels, bool]:
         raise DataError(f"{path}: {error}") from error
     # Pillow's decoders raise many types on damaged files; all of them mean the same here.
     except Exception as error:
-        words = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        words = "unknown format" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise DataError(f"{path} is no image that can be read ({words}). Leave it out.") from error
 
 

