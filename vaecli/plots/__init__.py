@@ -4,12 +4,11 @@ Here is what they share: colours, style, text that can be drawn, and the way to 
 """
 
 import contextlib
-import functools
 import io
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vaecli.errors import VaeError
 
@@ -49,33 +48,21 @@ _STYLE: Any = {
     "svg.hashsalt": "vae",  # else ids are random
 }
 
-P = ParamSpec("P")
 _DRAWING = threading.Lock()
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """The figures' common style; matplotlib's settings are the process's, so threads take turns."""
+def styled() -> Iterator[None]:
+    """The figures' common style, also as a decorator; matplotlib's settings are the process's: threads take turns."""
     with _DRAWING, mpl.rc_context(_STYLE):
         yield
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """`draw` in the figures' common style."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with _style():
-            return draw(*args, **kwargs)
-
-    return drawn
 
 
 def render(figure: Figure, form: str) -> bytes:
     """The figure as the bytes of a png, svg or pdf file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     undated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with _style(), warnings.catch_warnings():
+    with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # names in any script
         figure.savefig(buffer, format=form, dpi=_DPI[form], bbox_inches="tight", metadata=undated[form])
     return buffer.getvalue()

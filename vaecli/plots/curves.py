@@ -28,7 +28,7 @@ _STAR: Any = {
 }
 
 
-@styled
+@styled()
 def curves(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric, log_scale: bool = False) -> Figure:
     """Training (dashed) and test (solid) values by epoch, the gap between them shaded if runs are few, a colour a run.
 

@@ -44,7 +44,7 @@ def manifold_codes(codes: Codes) -> Codes:
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
-@styled
+@styled()
 def scatter(
     codes: Codes,
     labels: npt.NDArray[np.int64] | None,
