@@ -13,7 +13,7 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from vaecli.plots import PALETTE, class_colour, drawable, legend_size, styled, told_apart
+from vaecli.plots import class_colour, drawable, legend_size, styled, told_apart
 
 Codes = npt.NDArray[np.float32]
 Groups = Mapping[int | None, npt.NDArray[np.int64]]  # the rows of each class; None: without labels
@@ -64,8 +64,7 @@ def scatter(
     axis_names = axis_names or [f"z[{i}]" for i in range(codes.shape[1])]
     groups = _groups(labels, len(codes))
     named = [label for label in list(groups)[:MAX_NAMES] if label is not None]
-    full = [_name(class_names, label) for label in named]
-    names = dict(zip(named, told_apart(full), strict=True))
+    names = dict(zip(named, told_apart([_name(class_names, label) for label in named]), strict=True))
     handles, entries = _legend(names if pairs else {}, len(groups) - len(names))  # of one dimension, the rows are named
     legend_columns, legend_width = legend_size(entries)
 
@@ -119,14 +118,10 @@ def _groups(labels: npt.NDArray[np.int64] | None, count: int) -> Groups:
     return {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def _colour(label: int | None) -> str:
-    return PALETTE[0] if label is None else class_colour(label)
-
-
 def _points(axis: Axes, points: Codes, groups: Groups, side: float, small: bool) -> None:
     colours = np.empty(len(points), dtype="U9")
     for label, rows in groups.items():
-        colours[rows] = _colour(label)
+        colours[rows] = class_colour(label or 0)
     # One shuffled draw: class by class, the last one would hide the others.
     order = np.random.default_rng(0).permutation(len(points))
     area = _INK * (72 * side) ** 2 / len(points)  # square points
@@ -212,7 +207,7 @@ def _ridges(axis: Axes, values: Codes, groups: Groups, names: Mapping[int, str],
         axis.set_yticks(range(0, -len(rows), -1), list(names.values()))
         axis.set_ylim(0.9 - len(rows), 1.1)
     else:
-        _stairs(axis, np.histogram(values, bins)[0], bins, 0, PALETTE[0])
+        _stairs(axis, np.histogram(values, bins)[0], bins, 0, class_colour(0))
         axis.set_ylabel("images")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     for sigma in (-2, -1, 1, 2):
