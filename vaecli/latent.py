@@ -18,7 +18,8 @@ REACH = 3.0  # standard deviations on either side that a traversal covers
 def quantiles(count: int) -> Tensor:
     """z (count,) that cut a standard Gaussian into equal shares, each at the middle of its share."""
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return torch.erfinv(2 * shares - 1).mul(math.sqrt(2)).float()
+    z: Tensor = torch.special.ndtri(shares)
+    return z.float()
 
 
 def side_of(count: int) -> int:
