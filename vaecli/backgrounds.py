@@ -1,6 +1,6 @@
 """What images are drawn on: black as in MNIST, bright as paper, or nothing but a ground."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,13 +12,13 @@ _NAMED = 3  # images of a kind
 
 
 @dataclass
-class Found:
+class _Found:
     """Images of one kind among those seen: how many, and the first of them by name or number."""
 
     count: int = 0
     first: list[int | str] = field(default_factory=list)
 
-    def add(self, which: npt.NDArray[np.bool_], keys: Sequence[int | str] | None = None) -> None:
+    def add(self, which: npt.NDArray[np.bool_], keys: Sequence[int | str]) -> None:
         """Count those of more images that are of this kind, as `which` (N,) says; `keys` (N,) are their names."""
         self.count += int(which.sum())
         if keys:
@@ -31,17 +31,27 @@ class Found:
         return f"{self.count:,} of {count:,} images{names}"
 
 
-def background_note(bright: Found, count: int, remedy: str) -> str:
-    """What people should know of images that are dark on light, as MNIST is not."""
-    return f"{bright.of(count)} have a bright background, as paper has. {remedy}"
+class Backgrounds:
+    """What people should know of images that may not be white on black, as MNIST is."""
 
+    def __init__(self) -> None:
+        self._empty, self._bright, self._count = _Found(), _Found(), 0
 
-def empty_note(empty: Found, count: int) -> str:
-    """What people should know of images with nothing on them."""
-    return (
-        f"{empty.of(count)} show next to nothing, as blank pages do, and dark ink on a transparent ground, "
-        "which becomes black; lay such on white first."
-    )
+    def add(self, images: Pixels, keys: Sequence[int | str] = ()) -> None:
+        """Look at more images (N, 28, 28); `keys` (N,) are their names, if they have any."""
+        self._empty.add(empties(images), keys)
+        self._bright.add(bright_backgrounds(images), keys)
+        self._count += len(images)
+
+    def notes(self, remedy: str) -> Iterator[str]:
+        """A line on those that show nothing, and one on those that are dark on light, which ends in `remedy`."""
+        if self._empty.count:
+            yield (
+                f"{self._empty.of(self._count)} show next to nothing, as blank pages do, and dark ink on a transparent "
+                "ground, which becomes black; lay such on white first."
+            )
+        if self._bright.count:
+            yield f"{self._bright.of(self._count)} have a bright background, as paper has. {remedy}"
 
 
 def empties(images: Pixels) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaecli import data, engine
-from vaecli.backgrounds import Found, background_note, bright_backgrounds, empties, empty_note, inverted
+from vaecli.backgrounds import Backgrounds, inverted
 from vaecli.codes import Codes, Format, Key, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output, utf8_name
@@ -84,22 +84,15 @@ def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer:
 
 def _with_background(blocks: Iterator[_Block], invert: bool, note: Callable[[str], None]) -> Iterator[_Block]:
     """The images, inverted or not; at their end `note` hears of those that are empty or on a bright background."""
-    bright, empty, count = Found(), Found(), 0
+    seen = Backgrounds()
     for images, keys, labels in blocks:
         images = torch.from_numpy(inverted(images.numpy())) if invert else images
-        bright.add(bright_backgrounds(images.numpy()), keys)
-        empty.add(empties(images.numpy()), keys)
-        count += len(images)
+        seen.add(images.numpy(), keys)
         yield images, keys, labels
-    if empty.count:
-        note(empty_note(empty, count))
-    remedy = (
-        "They are so after --invert: encode them without it."
-        if invert
-        else ("If the model was trained on white on black, as MNIST is, use --invert.")
-    )
-    if bright.count:
-        note(background_note(bright, count, remedy))
+    after = "They are so after --invert: encode them without it."
+    before = "If the model was trained on white on black, as MNIST is, use --invert."
+    for text in seen.notes(after if invert else before):
+        note(text)
 
 
 def _split_blocks(split: data.Split) -> Iterator[_Block]:

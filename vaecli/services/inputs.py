@@ -9,7 +9,7 @@ from typing import BinaryIO
 import torch
 
 from vaecli import checkpoint, data, engine
-from vaecli.backgrounds import Found, background_note, bright_backgrounds, empties, empty_note
+from vaecli.backgrounds import Backgrounds
 from vaecli.errors import DataError
 from vaecli.files import reason
 from vaecli.model import ConvVAE
@@ -107,13 +107,9 @@ def note_background(dataset: str, splits: Sequence[data.Split], observer: Observ
     """Pictures of one's own are used as they are, also where scans were meant to be white on black, or show nothing."""
     if not image_roots(dataset):
         return
-    empty, bright, count = Found(), Found(), 0
+    seen = Backgrounds()
     for split in splits:
-        empty.add(empties(split.images.numpy()))
-        bright.add(bright_backgrounds(split.images.numpy()))
-        count += len(split.images)
-    if empty.count:
-        observer.note(empty_note(empty, count))
-    if bright.count:
-        remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
-        observer.note(background_note(bright, count, remedy))
+        seen.add(split.images.numpy())
+    remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
+    for text in seen.notes(remedy):
+        observer.note(text)
