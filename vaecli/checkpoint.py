@@ -132,9 +132,9 @@ def load(path: str, device: "device") -> tuple["ConvVAE", Metadata]:
 
     with _opened(path) as file:
         metadata = Metadata.from_json(file.value, path)
-        weights = _tensors(file, _shapes(metadata.z_dim))
-    with torch.device("meta"):  # no weights are drawn, so no global generator moves
-        model = ConvVAE(metadata.z_dim)
+        with torch.device("meta"):  # no weights are drawn, so no global generator moves
+            model = ConvVAE(metadata.z_dim)
+        weights = _tensors(file, _shapes(model))
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), metadata
 
@@ -169,7 +169,7 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
         metadata, step = _state_metadata(file)
         if metadata.z_dim != model.z_dim:
             raise CheckpointError(f"{path} is the state of another run. {file.remedy}")
-        shapes, parts = _shapes(metadata.z_dim), ("model", "exp_avg", "exp_avg_sq")
+        shapes, parts = _shapes(model), ("model", "exp_avg", "exp_avg_sq")
         tensors = _tensors(file, {f"{part}.{name}": shape for part in parts for name, shape in shapes.items()})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -243,15 +243,9 @@ def _opened(path: str, remedy: str = _ANOTHER) -> Iterator[_Opened]:
         yield _Opened(path, size, head, entries, parse_json(metadata["vae"], path, CheckpointError), stream, remedy)
 
 
-def _shapes(z_dim: int) -> dict[str, list[int]]:
+def _shapes(model: "ConvVAE") -> dict[str, list[int]]:
     """The names and shapes of the model's parameters."""
-    import torch
-
-    from vaecli.model import ConvVAE
-
-    with torch.device("meta"):
-        parameters = ConvVAE(z_dim).named_parameters()
-    return {name: list(parameter.shape) for name, parameter in parameters}
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _tensors(file: _Opened, shapes: Mapping[str, list[int]]) -> dict[str, "Tensor"]:
