@@ -22,14 +22,10 @@ def _positive(value: float) -> float:
     return value
 
 
-def _not_negative(value: float) -> float:
-    if not 0 <= value <= _MAX_FLOAT:
+def _not_negative(value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= _MAX_FLOAT:
         raise typer.BadParameter(f"{value} is not a finite float32 of at least 0.")
     return value
-
-
-def _temperature(value: float | None) -> float | None:
-    return value if value is None else _not_negative(value)
 
 
 def _device(value: str) -> str:
@@ -239,7 +235,7 @@ Temperature = Annotated[
     typer.Option(
         "--temperature",
         metavar="T",
-        callback=_temperature,
+        callback=_not_negative,
         show_default="1",
         help="Scales z's standard deviation; 0 decodes means.",
     ),
