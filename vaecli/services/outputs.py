@@ -41,7 +41,7 @@ def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     # Pictures beside a run are derived, also where its data set, recorded as `.`, is another folder by now.
     beside_run = all(os.path.exists(os.path.join(folder, name)) for name in (CONFIG, METRICS))
     if output.lower().endswith(SUFFIXES) and not beside_run:
-        refuse_inside(output, "output", *(source for source in sources if isinstance(source, str)))
+        refuse_inside(output, "output", *sources)
     if not os.path.exists(output):
         return
     for source in sources:
@@ -82,11 +82,11 @@ def guard_folder(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
         return
     if os.path.exists(os.path.join(output, CONFIG)):
         raise VaeError(f"{output} is a run folder. Name a file or a folder in it with -o.")
-    refuse_inside(output, "output", *(source for source in sources if isinstance(source, str)))
+    refuse_inside(output, "output", *sources)
 
 
-def refuse_inside(path: str, what: str, *sources: str) -> None:
+def refuse_inside(path: str, what: str, *sources: str | BinaryIO) -> None:
     """Raise VaeError if a picture or folder, `what` it is for people, lies where it would become data of `sources`."""
-    for root in (root for source in sources for root in image_roots(source)):
+    for root in (root for source in sources if isinstance(source, str) for root in image_roots(source)):
         if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
             raise VaeError(f"The {what} {path} lies inside the data set {root}. Choose another -o.")
