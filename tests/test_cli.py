@@ -780,6 +780,15 @@ def test_help_to_a_full_device_is_one_line(args: str) -> None:
     assert "Cannot write to standard output" in assert_one_line(done.stderr)
 
 
+def test_a_folder_called_as_stdout_is_not_meant(ckpt: str, invoke: Invoke) -> None:
+    Path("-").mkdir()
+    for command in ("encode", "sample", "scatter", "curves"):
+        result = invoke(command, ckpt, "-o", "-", "-q")
+        assert result.exit_code == 0
+        assert result.stdout_bytes
+    assert not os.listdir("-")
+
+
 def test_outputs_may_be_pipes_of_the_shell(ckpt: str) -> None:
     script = f"{sys.executable} -m vaecli curves {ckpt!r} -o >(head -c 4 >&2); wait $!"
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)

@@ -461,7 +461,7 @@ def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> A
 def _images_format(output: str) -> Any:
     """As `_format`; a folder is a path that ends in a slash, or one that is there and has no such suffix."""
     known = ("png", "npz", "gif")
-    named = output.lower().endswith(tuple(f".{suffix}" for suffix in known))
+    named = output == "-" or output.lower().endswith(tuple(f".{suffix}" for suffix in known))
     if output.endswith("/") or (os.path.isdir(output) and not named):
         return "folder"
     return _format(output, known, "png", "-o, or a folder that ends in /")
