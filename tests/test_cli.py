@@ -148,6 +148,7 @@ def test_version(invoke: Invoke) -> None:
         ["sample", "ckpt", "-o", "-", "--json"],
         ["scatter", "ckpt", "-o", "scatter"],
         ["curves", "run", "--metric", "accuracy"],
+        ["curves", ""],
         ["encode", "ckpt", "a.png", "--split", "train"],
         ["encode", "ckpt", "a.png", "-d", "mnist"],
         ["sample", "ckpt", "-d", "mnist"],

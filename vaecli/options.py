@@ -56,6 +56,12 @@ def _given(value: str | None) -> str | None:
     return value
 
 
+def _all_given(values: list[str]) -> list[str]:
+    for value in values:
+        _given(value)
+    return values
+
+
 def _output(value: str | None) -> str | None:
     _given(value)
     # The answer's own line goes to stdout, too, and must not follow a file's bytes there.
@@ -272,7 +278,8 @@ CurvesOutput = Annotated[
     str | None, _file("<run>/curves.png; of several, ./curves.png", ".png, .svg, .pdf, or .csv for the numbers")
 ]
 Runs = Annotated[
-    list[str], typer.Argument(metavar="RUN", show_default=False, help="Run folders or .safetensors files.")
+    list[str],
+    typer.Argument(metavar="RUN", callback=_all_given, show_default=False, help="Run folders or .safetensors files."),
 ]
 Dims = Annotated[
     str | None,
