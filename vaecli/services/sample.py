@@ -1,7 +1,7 @@
 """`vae sample`: images out of the decoder, from the prior, from encoded images, along walks, or from a table."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -93,7 +93,7 @@ def sample(
         "--temperature": temperature is not None,
         "an -o that ends in .gif": form == "gif",
     }
-    _check_usage(source, form, count, {name for name, given in typed.items() if given}, dims, indices)
+    _check_usage(source, form, count, typed, dims, indices)
     observer, temperature = observer or Observer(), 1.0 if temperature is None else temperature
     opened = open_checkpoint(checkpoint, device)
     inputs = [opened.path, dataset or opened.metadata.data.dataset]
@@ -133,15 +133,15 @@ def _check_usage(
     source: str | BinaryIO,
     form: Format,
     count: int | None,
-    typed: set[str],
+    typed: Mapping[str, bool],
     dims: tuple[int, ...] | None,
     indices: tuple[int, ...] | None,
 ) -> None:
     """Raise UsageError for arguments that do not go together, whatever the checkpoint."""
     name = source if source in SOURCES else "FILE"
-    for option in _GOES_WITH:
-        if option in typed and name not in _GOES_WITH[option]:
-            *others, last = _GOES_WITH[option]
+    for option, sources in _GOES_WITH.items():
+        if typed[option] and name not in sources:
+            *others, last = sources
             fitting = f"{', '.join(others)} or {last}" if others else last
             raise UsageError(f"--from {name} does not go with {option}. That goes with --from {fitting}.")
     if name == "interpolate" and len(indices or ()) < 2:
