@@ -14,7 +14,6 @@ from vaecli import checkpoint, data, engine
 from vaecli.checkpoint import DataSource, Metadata
 from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
 from vaecli.lock import lock_folder
-from vaecli.loss import Terms
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove, remove_leftovers, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, emulates_bf16, memory_errors
@@ -126,7 +125,7 @@ class _Run:
         train_split: data.Split,
         test_split: data.Split,
         observer: Observer,
-        check_folder: Callable[[], None] | None = None,
+        check_folder: Callable[[], None] | None,
     ) -> None:
         self._check_folder = check_folder or (lambda: None)
         self.folder, self.settings, self.device, self.observer = folder, settings, device, observer
@@ -227,7 +226,7 @@ class _Run:
         )
 
     def _test(self, epoch: int) -> engine.Losses:
-        terms: Terms = engine.evaluate(
+        terms = engine.evaluate(
             self.model,
             self.test_images,
             seed=self.settings.seed,
