@@ -97,11 +97,6 @@ def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], No
             except DataError as failure:
                 failures.append(str(failure))
                 continue
-            except OSError as error:
-                raise VaeError(
-                    f"Cannot write to the data folder {root}: {reason(error)}. "
-                    "Free some space, or choose another with --data-dir."
-                ) from error
             arriving()
             for file, content in contents.items():
                 write_whole(root / known.layout / file, content, parents=True)
@@ -149,15 +144,18 @@ def _content(folder: Path, file: str) -> bytes:
 
 @contextlib.contextmanager
 def _workplace(root: Path) -> Iterator[Path]:
-    """A folder for what arrives, beside where it will lie, gone afterwards whatever happens."""
-    with contextlib.ExitStack() as stack:
-        try:
-            work = stack.enter_context(workplace(root))
-        except OSError as error:
-            raise VaeError(
-                f"Cannot write to the data folder {root}: {reason(error)}. Choose another with --data-dir."
-            ) from error
-        yield work
+    """A folder for what arrives, beside where it will lie, gone afterwards whatever happens.
+
+    Raises VaeError where the system refuses, in the block, too.
+    """
+    try:
+        with workplace(root) as work:
+            yield work
+    except OSError as error:
+        raise VaeError(
+            f"Cannot write to the data folder {root}: {reason(error)}. "
+            "Free some space, or choose another with --data-dir."
+        ) from error
 
 
 _DOWNLOAD = """
