@@ -27,6 +27,9 @@ TINY = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device":
 INKS = ("navy", "maroon", "darkgreen", "black", "purple", "indigo", "#333", "brown", "darkslategray", "#402000")
 PAPERS = ("white", "ivory", "#f0e6d2", "#dfe8f0", "honeydew")
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+
 Invoke = Callable[..., Result]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import needs_cuda
 from kernels_on_cpu import KernelsThatTouch
 from races import MAIN, Races, Stream
 
@@ -13,8 +14,6 @@ from vaecli.loss import negative_elbo
 from vaecli.runtime import be_exact
 from vaecli.schedule import Schedule
 from vaecli.training import Trainer, _Steps, pieces
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.parametrize(

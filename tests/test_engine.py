@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import needs_cuda
 
 from vaecli import data, engine
 from vaecli.errors import VaeError
@@ -67,7 +68,7 @@ def test_a_model_of_nonsense_is_an_error(digits: data.Split) -> None:
         engine.decode(model, torch.full((1, 2), float("nan")))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_cuda_sees_the_same_losses_as_the_cpu(digits: data.Split) -> None:
     model, cuda = engine.new_model(2, 0), torch.device("cuda")
     on_cpu = engine.evaluate(model, digits.images, seed=0, device=CPU)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_cuda
 from kernels_on_cpu import COMPILER, KernelsOnCPU
 
 from vaecli import data, engine
@@ -13,7 +14,6 @@ from vaecli.runtime import be_exact
 from vaecli.schedule import Schedule
 from vaecli.training import Trainer
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 
 

@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import DEVICES
 from torch import Tensor, nn
 
 from vaecli.layers import convolve_to_one, deconvolve, from_map
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
 def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

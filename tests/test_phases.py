@@ -3,12 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DEVICES
 from torch import nn
 
 from vaecli import engine, phases
 from vaecli.runtime import be_exact
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
 def test_a_transposed_convolution_is_a_convolution_in_phases() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DIGITS, FEW, TINY, Notes
+from conftest import DEVICES, DIGITS, FEW, TINY, Notes
 from PIL import Image
 from test_checkpoint import join, split
 
@@ -111,10 +111,7 @@ def test_checkpoints_and_intervals_do_not_matter(trained: Trained, tmp_path: Pat
     assert weights(result) == weights(trained)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path, device: str) -> None:
     whole = run(tmp_path / "whole", 4, settings={"device": device, "precision": "auto"})
     first = run(tmp_path / "halves", 2, settings={"device": device, "precision": "auto"})
@@ -129,7 +126,7 @@ def test_two_halves_are_the_whole_to_the_byte(tmp_path: Path, device: str) -> No
     assert json.loads((tmp_path / "halves/config.json").read_text())["epochs"] == 4
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("schedule", [{}, {"lr_schedule": "cosine", "kl_warmup": 3}], ids=["recipe", "changing"])
 def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(
     whole: Trained, tmp_path: Path, schedule: dict[str, object], device: str

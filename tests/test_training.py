@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import needs_cuda
 
 from vaecli import data, engine
 from vaecli.errors import DivergedError
@@ -15,7 +16,6 @@ from vaecli.training import Trainer
 CPU = torch.device("cpu")
 RECIPE = Schedule(1e-3)
 CHANGING = Schedule(3e-3, beta=2.0, cosine_epochs=4, kl_warmup=3)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def trainer(
