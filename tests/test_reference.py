@@ -3,23 +3,16 @@
 import dataclasses
 
 import pytest
+from conftest import Notes
 
 from vaecli import checkpoint, reference
 from vaecli.reference import TEST_LOSSES, expected
-from vaecli.services import Observer
 from vaecli.services.evaluate import evaluate
 from vaecli.services.resume import Trained
 
 
-class Listener(Observer):
-    """Keeps the notes on the reference runs."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        if "recipe" in text:
-            self.notes.append(text)
+def on_the_reference(notes: Notes) -> list[str]:
+    return [text for text in notes.heard if "recipe" in text]
 
 
 @pytest.fixture
@@ -57,21 +50,21 @@ def test_a_comparable_loss_is_compared(
 ) -> None:
     second = trained.test_losses[1] + shift
     monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((300.0, second - 0.1), (300.0, second + 0.1))})
-    heard = Listener()
-    evaluate(trained.checkpoint, observer=heard)
-    assert len(heard.notes) == 1
-    assert f"2 runs of the tutorial's recipe gave {second - 0.1:.2f} to {second + 0.1:.2f}" in heard.notes[0]
-    assert words in heard.notes[0]
-    evaluate(trained.checkpoint, split="train", observer=heard)
-    assert len(heard.notes) == 1
+    notes = Notes()
+    evaluate(trained.checkpoint, observer=notes)
+    (heard,) = on_the_reference(notes)
+    assert f"2 runs of the tutorial's recipe gave {second - 0.1:.2f} to {second + 0.1:.2f}" in heard
+    assert words in heard
+    evaluate(trained.checkpoint, split="train", observer=notes)
+    assert on_the_reference(notes) == [heard]
 
 
 def test_a_run_is_among_itself(trained: Trained, source: checkpoint.Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference has two decimals, so its own runs lie beyond it by less than it can say."""
     monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((300.0, round(trained.test_losses[1], 2)),)})
-    heard = Listener()
-    evaluate(trained.checkpoint, observer=heard)
-    assert heard.notes[0].endswith("this loss is among them.")
+    notes = Notes()
+    evaluate(trained.checkpoint, observer=notes)
+    assert on_the_reference(notes)[0].endswith("this loss is among them.")
 
 
 def test_later_epochs_are_judged_more_strictly() -> None:

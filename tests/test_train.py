@@ -63,14 +63,12 @@ def check(result: Trained, epoch: int) -> bytes:
     return Path(result.checkpoint).with_name(f"check{epoch}.safetensors").read_bytes()
 
 
-class Stop(Observer):
+class Stop(Notes):
     """Interrupts in the middle of an epoch, as a signal would."""
 
     def __init__(self, epoch: int, error: BaseException | None = None) -> None:
-        self.epoch, self.error, self.notes = epoch, error or Interrupted(15), list[str]()
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+        super().__init__()
+        self.epoch, self.error = epoch, error or Interrupted(15)
 
     def begin(self, what: str, images: int, *, long: bool = False) -> None:
         self.now = what
@@ -142,7 +140,7 @@ def test_an_interrupted_epoch_is_discarded_and_the_resumed_run_is_exact(
         "check2.safetensors", "config.json", "metrics.jsonl", "state.safetensors",
     ]  # fmt: skip
     assert (tmp_path / "run/check2.safetensors").read_bytes() == check(whole, 2)
-    assert f"Go on with: vae train --resume -o {tmp_path / 'run'}" in stop.notes
+    assert f"Go on with: vae train --resume -o {tmp_path / 'run'}" in stop.heard
     assert weights(run(tmp_path / "run", 4, resume=True)) == weights(whole)
 
 
@@ -241,7 +239,7 @@ def test_a_warm_up_past_the_end_is_said(tmp_path: Path) -> None:
     for epochs, said in ((1, True), (2, False)):
         heard = Stop(epoch=99)
         train(dataclasses.replace(SETTINGS, epochs=epochs, kl_warmup=1), str(tmp_path), dry_run=True, observer=heard)
-        assert any("full weight only after epoch 1" in note for note in heard.notes) == said
+        assert any("full weight only after epoch 1" in note for note in heard.heard) == said
 
 
 @pytest.mark.parametrize(("precision", "emulated"), [("bf16", True), ("bf16", False), ("fp32", True)])
@@ -304,7 +302,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     once = dataclasses.replace(SETTINGS, log_interval=1)
     assert train(once, str(tmp_path / "run"), dry_run=True, observer=stop) is None
     assert not (tmp_path / "run").exists()
-    assert "Dry run" in stop.notes[-1]
+    assert "Dry run" in stop.heard[-1]
 
 
 def test_a_dry_run_refuses_what_the_run_would(trained: Trained, tmp_path: Path) -> None:
@@ -586,13 +584,13 @@ def test_observers_hear_every_epoch(tmp_path: Path) -> None:
 def test_what_is_advised_can_be_pasted_and_comes_once_the_bars_are_gone(tmp_path: Path) -> None:
     class Ear(Stop):
         def close(self) -> None:
-            self.notes.append("closed")
+            self.heard.append("closed")
 
     ear = Ear(epoch=3)
     with pytest.raises(Interrupted):
         run(tmp_path / "my run", 4, observer=ear)
-    assert ear.notes[-1] == f"Go on with: vae train --resume -o '{tmp_path / 'my run'}'"
-    assert "closed" in ear.notes[:-1]
+    assert ear.heard[-1] == f"Go on with: vae train --resume -o '{tmp_path / 'my run'}'"
+    assert "closed" in ear.heard[:-1]
 
 
 @pytest.mark.parametrize(("schedule", "words"), [("cosine", "."), ("constant", "; a higher --epochs goes on.")])
