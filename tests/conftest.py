@@ -1,10 +1,11 @@
 """Shared by the tests: a few hundred real MNIST digits, a small trained run, and the command itself."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,21 @@ def process(
     command = [sys.executable, "-m", "vaecli", *map(str, args)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
     return subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own in a new folder, of so many bytes; skips the test where mounting is not permitted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if (
+        sys.platform != "linux"
+        or shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def assert_one_line(stderr: str | bytes) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, process
+from conftest import assert_one_line, process, small_file_system
 from faults import SIGNALS, Command, Conditions, start, wait_for
 from test_idx import idx_bytes
 
@@ -238,16 +238,9 @@ def test_a_limit_on_file_sizes_loses_nothing(tmp_path: Path, reference: Referenc
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for an epoch but not for a run."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root on Linux may mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2800k", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    """Room for an epoch but not for a run."""
+    with small_file_system(tmp_path / "disk", "2800k") as folder:
+        yield folder
 
 
 def test_a_disk_that_fills_up_loses_nothing(small_disk: Path, tmp_path: Path, reference: Reference) -> None:

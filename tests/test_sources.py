@@ -8,7 +8,6 @@ import importlib.util
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from conftest import DIGITS, assert_one_line, process
+from conftest import DIGITS, assert_one_line, process, small_file_system
 from test_idx import idx_bytes
 
 from vaecli import data, sources
@@ -294,18 +293,8 @@ def test_a_proxy_that_answers_html_is_one_error(offline: None, tmp_path: Path, m
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 32 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)]
-    if (
-        sys.platform != "linux"
-        or shutil.which("mount") is None
-        or subprocess.run(mount, capture_output=True).returncode
-    ):
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_file_system(tmp_path / "disk", "32k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("left", [0, 1])
