@@ -156,8 +156,10 @@ def small_file_system(folder: Path, size: str) -> Iterator[Path]:
         or subprocess.run(mount, capture_output=True, check=False).returncode
     ):
         pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def assert_one_line(stderr: str | bytes) -> str:

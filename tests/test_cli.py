@@ -629,7 +629,7 @@ def test_curves_leave_out_what_is_no_run(run_copy: Path, invoke: Invoke) -> None
     assert result.stderr.splitlines() == [f"Left out {path}: it is no run." for path in strange]
     assert {line.split(",")[0] for line in Path("runs.csv").read_text().splitlines()[1:]} == {run_copy.name}
     for others, words in (
-        (["gallery"], "No check<N>.safetensors in gallery"),
+        (["gallery"], "gallery holds no check<N>.safetensors"),
         (["table.md", "gallery"], "table.md is not a safetensors file"),
         ([run_copy, "nowhere"], "nowhere does not exist"),
         ([run_copy, "damaged.safetensors"], "damaged.safetensors is empty"),
@@ -677,7 +677,7 @@ def test_curves_of_unfinished_and_resumed_runs_and_of_histories(run_copy: Path, 
         (run_copy / "metrics.jsonl").touch()
     (run_copy / "metrics.jsonl").unlink()
     (run_copy / "config.json").unlink()
-    assert "No check<N>.safetensors" in assert_one_line(invoke("curves", run_copy, "-o", "c.svg").stderr)
+    assert "holds no check<N>.safetensors" in assert_one_line(invoke("curves", run_copy, "-o", "c.svg").stderr)
 
 
 @pytest.mark.parametrize(

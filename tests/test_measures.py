@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from vaecli import checkpoint, data, engine
 from vaecli.cli import main
+from vaecli.errors import DataError
 from vaecli.loss import kl
 from vaecli.measures import importance_bound, knn_accuracy, latent_usage, log_likelihood
 from vaecli.model import ConvVAE, Gaussian
@@ -221,6 +223,15 @@ def test_impossible_measures_are_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert_one_line(captured.err)
+
+
+@pytest.mark.parametrize("lacking", ["training", "test"])
+def test_neighbours_need_the_labels_of_both_splits(trained: Trained, digits: data.Split, lacking: str) -> None:
+    images, labels = digits.images[:10].numpy(), np.zeros(10, np.int64)
+    labelled: dict[str, Any] = {"training": {"test_labels": labels}, "test": {"labels": labels}}[lacking]
+    np.savez("some.npz", images=images, test_images=images, **labelled)
+    with pytest.raises(DataError, match=f"The {lacking} images of some.npz have no labels"):
+        evaluate(trained.checkpoint, dataset="some.npz", knn=1)
 
 
 @pytest.mark.parametrize(("dead", "words"), [(2, "has collapsed"), (1, "Active dimensions: 1 of 2.")])

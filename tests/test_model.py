@@ -102,6 +102,18 @@ def test_gradient_is_that_of_finite_differences() -> None:
         torch.testing.assert_close(parameter.grad[0], (above - below) / 2e-6, rtol=1e-6, atol=1e-7)
 
 
+@torch.inference_mode()
+def test_codes_may_be_whole_numbers() -> None:
+    model = new_model(2, seed=0)
+    z = torch.tensor([[1, -2], [0, 3]])
+    assert torch.equal(model.decode(z), model.decode(z.float()))
+
+
+def test_bytes_are_no_greys() -> None:
+    with pytest.raises(TypeError, match="divide them by 255"):
+        new_model(2, seed=0)(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+
+
 def test_sample_is_reparameterised_normal() -> None:
     posterior = Gaussian(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 2 * torch.tensor(3.0).log()]]))
     torch.testing.assert_close(posterior.sample(torch.tensor([[0.5, 1.0]])), torch.tensor([[1.5, 1.0]]))

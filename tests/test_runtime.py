@@ -61,6 +61,12 @@ def test_missing_device_names_a_remedy(name: str) -> None:
         choose_device(name)
 
 
+@pytest.mark.parametrize("name", ["xla", "meta", "tpu"])
+def test_a_device_of_another_kind_is_an_expected_error(name: str) -> None:
+    with pytest.raises(VaeError, match=f"^No device '{name}'. Use auto"):
+        choose_device(name)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_a_device_that_does_not_work_is_an_expected_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from vaecli import engine
+from vaecli.errors import UsageError
 from vaecli.services.inputs import open_checkpoint
-from vaecli.services.scatter import _decoded, principal_components
+from vaecli.services.scatter import _decoded, principal_components, scatter
 
 
 @pytest.fixture
@@ -34,6 +35,12 @@ def test_principal_components_turn_and_do_not_move(cloud: np.ndarray) -> None:
     points, _ = principal_components(np.concatenate([cloud, np.zeros((1, 3), np.float32)]))
     assert points[-1].tolist() == [0, 0]
     assert (np.linalg.norm(points, axis=1) <= np.linalg.norm([*cloud, [0, 0, 0]], axis=1) + 1e-4).all()
+
+
+@pytest.mark.parametrize("dims", [(0,), (1, 1), (0, 1, 2)])
+def test_a_panel_has_two_dimensions(dims: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="are not two dimensions"):
+        scatter("run", output="a.png", form="png", dims=dims)
 
 
 @pytest.mark.parametrize("count", [1, 2, 50])

@@ -231,6 +231,9 @@ def encode(
     index,label,mean_0,...,logvar_0,... for a split or IDX files, path,label,... for image files and
     folders of them. Pictures of other sizes and colours are converted to 28x28 grey.
 
+    A .npz or .safetensors holds arrays: mean, logvar, label (-1 for none) and index, or path, which
+    in safetensors is metadata.
+
     The INPUT - is a list of paths on stdin, one a line, or ended by NUL as 'find -print0' does.
 
     \b
@@ -304,9 +307,9 @@ def sample(
                    images --indices; no temperature
       FILE or -    a csv or jsonl: its columns z_*, else mean_*; no temperature
 
-    A .png is one grid, a .npz holds 'images', uint8 (N, 28, 28), which --dataset reads back, and a
-    folder gets 00000.png and so on in place of those of an earlier command. The same command makes
-    the same bytes.
+    A .png is one grid, a .npz holds 'images', uint8 (N, 28, 28), which --dataset reads back (with
+    --pairs also 'originals'), and a folder gets 00000.png and so on in place of those of an earlier
+    command. The same command makes the same bytes.
 
     \b
     Examples:
@@ -363,7 +366,8 @@ def scatter(
     """Draw the latent space, coloured by class.
 
     The points are the posterior means of a split, the dashed circles the prior's one and two sigma.
-    A panel for each pair of dimensions: (0, 1), (2, 3) and so on; of one dimension, a row a class.
+    A panel for each pair of dimensions: (0, 1), (2, 3) and so on, an odd last one with 0; of one
+    dimension, a row a class.
 
     \b
     Examples:

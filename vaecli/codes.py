@@ -57,7 +57,8 @@ def write_codes(
 
     Numbers have nine significant digits in text, enough to give back the same float32. The arrays
     of npz and safetensors are `mean`, `logvar`, `z` (N, Z) float32, `label` (N,) int64 with -1 for
-    none, and `index` (N,) or the paths; class names are kept beside them.
+    none, and `index` (N,) or, in npz, `path` (N,). Class names are an array of npz; in safetensors they
+    and the paths are JSON in the metadata `vae`.
     """
     if form == "csv":
         _write_csv(stream, blocks, key)

@@ -68,7 +68,12 @@ class ConvVAE(nn.Module):
         self.conv3 = nn.Conv2d(32, 1, kernel_size=4)
 
     def encode(self, images: Tensor) -> Gaussian:
-        """Posterior q(z|x) of each image: (B, 1, 28, 28) in [0, 1] -> mean and logvar (B, Z)."""
+        """Posterior q(z|x) of each image: (B, 1, 28, 28) in [0, 1] -> mean and logvar (B, Z).
+
+        Raises TypeError for uint8, whose greys are 0 to 255.
+        """
+        if images.dtype == torch.uint8:
+            raise TypeError("images are uint8, but greys are numbers in [0, 1]: divide them by 255")
         h = F.relu_(self.conv1(images.to(self.conv1.weight.dtype)))  # (B, 32, 14, 14)
         h = F.relu_(self.conv2(h))  # (B, 64, 7, 7)
         h = h.to(self.linear1mean.weight.dtype)  # codes stay float32 where the convolutions are bf16
@@ -76,6 +81,8 @@ class ConvVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
+        if not z.is_floating_point():
+            z = z.float()  # codes typed by hand; logits are no integers
         if z.device.type == "cuda" and not torch.is_grad_enabled():  # pragma: no cover-cuda
             h = z.to(self.linear2.weight.dtype)
             return phases.logits(self.linear2, self.deconv1, self.deconv2, self.conv3, h).to(z.dtype)

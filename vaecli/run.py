@@ -156,5 +156,5 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     if not epochs and os.path.exists(os.path.join(path, CONFIG)):
         raise CheckpointError(f"The run in {path} has no weights file yet. Wait for it, or go on with --resume.")
     if not epochs:
-        raise CheckpointError(f"No check<N>.safetensors in {path}. Run 'vae train' first, or name a file.")
+        raise CheckpointError(f"{path} holds no check<N>.safetensors. Run 'vae train' first, or name a file.")
     return check_path(path, max(epochs))

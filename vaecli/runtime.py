@@ -19,8 +19,10 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise VaeError(f"No device '{name}'. Use auto, cpu, cuda, cuda:N or mps.") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise VaeError(f"No device '{name}'. Use auto, cpu, cuda, cuda:N or mps.")
     if device.type == "cuda":
         there = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
         if not there or str(device) != name:  # of a large index torch keeps 8 bits

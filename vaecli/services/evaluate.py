@@ -117,8 +117,10 @@ def _training_split(
     opened: Opened, test: data.Split, knn: int, dataset: str | None, data_dir: str | None, observer: Observer
 ) -> data.Split:
     train = open_split(opened, dataset, "train", data_dir, observer)
-    if train.labels is None or test.labels is None:
-        raise DataError(f"{dataset or opened.metadata.data.dataset} has no labels to compare. Leave out --knn.")
+    for name, split in (("training", train), ("test", test)):
+        if split.labels is None:
+            where = dataset or opened.metadata.data.dataset
+            raise DataError(f"The {name} images of {where} have no labels to compare. Leave out --knn.")
     if knn > len(train.images):
         raise DataError(
             f"--knn {knn:,} is more than there are training images ({len(train.images):,}). Use a smaller one."

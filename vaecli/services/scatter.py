@@ -44,8 +44,8 @@ def scatter(
     """
     if dims and pca:
         raise UsageError("--dims and --pca exclude each other. Choose one.")
-    if dims and len(set(dims)) < 2:
-        raise UsageError(f"--dims {dims[0]},{dims[1]} is one dimension twice. Choose two.")
+    if dims and not len(dims) == len(set(dims)) == 2:
+        raise UsageError(f"--dims {','.join(map(str, dims))} are not two dimensions. Choose two different ones.")
     observer = observer or Observer()
     opened = open_checkpoint(checkpoint, device)
     guard_output(output, opened.path, dataset or opened.metadata.data.dataset)
