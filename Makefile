@@ -1,6 +1,5 @@
 # Every target sets up what it needs: a virtual environment in .venv with the package and its tools.
 SHELL := bash
-.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -34,7 +33,8 @@ help: ## Show this list
 install: .venv/installed ## Make .venv with the package and its development tools
 
 .venv/installed: pyproject.toml
-	@echo "Installing into .venv: PyTorch with its CUDA libraries takes some minutes and about 6 GB" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	@echo "Installing into .venv: PyTorch takes some minutes, and on Linux with its CUDA libraries about 6 GB" >&2
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
@@ -45,7 +45,7 @@ TRAIN = $(VAE) train --resume -z $(Z_DIM) -e $(EPOCHS) -d '$(DATASET)' --seed $(
 # All six commands on one run; figures and tables lie beside the weights.
 define all_six
 $(TRAIN)
-$(VAE) test '$(OUT)' | tee '$(OUT)/test.tsv'
+set -o pipefail; $(VAE) test '$(OUT)' | tee '$(OUT)/test.tsv'
 $(VAE) encode '$(OUT)' -o '$(OUT)/codes.csv'
 $(VAE) sample '$(OUT)' --from train -o '$(OUT)/samples.png'
 $(VAE) scatter '$(OUT)'

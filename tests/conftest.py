@@ -146,10 +146,10 @@ def process(
 
 
 @contextlib.contextmanager
-def small_file_system(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own in a new folder, of so many bytes; skips the test where mounting is not permitted."""
+def mounted(folder: Path, *what: str) -> Iterator[Path]:
+    """A new folder where this is mounted; skips the test where mounting is not permitted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mount = ["mount", *what, str(folder)]
     if (
         sys.platform != "linux"
         or shutil.which("mount") is None
@@ -160,6 +160,11 @@ def small_file_system(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def small_file_system(folder: Path, size: str) -> "contextlib.AbstractContextManager[Path]":
+    """A file system of its own in a new folder, of so many bytes."""
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
 
 
 def assert_one_line(stderr: str | bytes) -> str:

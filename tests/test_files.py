@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import stat
@@ -46,6 +47,21 @@ def test_what_takes_a_name_has_reached_the_disk(tmp_path: Path, monkeypatch: pyt
         put("a", b"a")
         put("b", b"b")
     assert steps == ["file", "file", "name", "name", "folder"]
+
+
+def test_the_disk_is_the_drive_and_not_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS that takes a call of its own, which some shares refuse."""
+    calls: list[int] = []
+
+    def control(descriptor: int, command: int) -> None:
+        calls.append(command)
+        raise OSError
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    write_whole(tmp_path / "file", b"bytes")
+    assert calls == [51, 51]  # of the file and its folder
+    assert (tmp_path / "file").read_bytes() == b"bytes"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -242,6 +242,14 @@ def test_classes_are_the_same_text_in_every_locale(tmp_path: Path) -> None:
         assert done.stdout == rb"'\xdf'" + b"\n"
 
 
+def test_a_class_has_one_name_in_both_forms_of_unicode(tmp_path: Path) -> None:
+    """As a letter and an accent, as macOS writes names, or as one character; the order is that of the latter."""
+    for name in ("e\u0301", "\xe9", "f"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    assert [name for _, name in list_images(str(tmp_path), print)] == ["f", "\xe9", "\xe9"]
+
+
 def test_conversions_are_counted(tmp_path: Path) -> None:
     for index, size in enumerate([(40, 30), (28, 28), (28, 29)]):
         Image.new("L", size, 255).save(tmp_path / f"{index}.png")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import DIGITS, Invoke, assert_one_line
+from conftest import DIGITS, Invoke, assert_one_line, mounted
 from PIL import Image
 
 from vaecli import data
@@ -34,13 +34,23 @@ def test_every_command_replaces_its_own_file(trained: Trained, tmp_path: Path, i
         assert (result.exit_code, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "state.safetensors", "check1.safetensors"])
+# The last is a run's where upper and lower case are the same.
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "state.safetensors", "Check1.safetensors"])
 def test_files_of_a_run_are_not_replaced(trained: Trained, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     (tmp_path / "link").symlink_to(folder / name)
     for output in (folder / name, tmp_path / "link", folder / "check99.safetensors"):
         with pytest.raises(VaeError, match="file of a training run"):
             guard_output(str(output))
+
+
+def test_a_data_set_of_two_names_is_one(tmp_path: Path) -> None:
+    """As a folder has where upper and lower case are the same, or that is mounted twice."""
+    (tmp_path / "pictures/7").mkdir(parents=True)
+    with mounted(tmp_path / "other", "--bind", str(tmp_path / "pictures")) as other:
+        for output in (other / "new.png", other / "7/new.png"):
+            with pytest.raises(VaeError, match="lies inside the data set"):
+                guard_output(str(output), str(tmp_path / "pictures"))
 
 
 def test_inputs_are_not_replaced(tmp_path: Path) -> None:

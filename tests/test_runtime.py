@@ -61,6 +61,16 @@ def test_missing_device_names_a_remedy(name: str) -> None:
         choose_device(name)
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")
+def test_auto_passes_over_an_mps_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual Mac, which says that it has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(VaeError, match="--device cpu"):
+        choose_device("mps")
+
+
 @pytest.mark.parametrize("name", ["xla", "meta", "tpu"])
 def test_a_device_of_another_kind_is_an_expected_error(name: str) -> None:
     with pytest.raises(VaeError, match=f"^No device '{name}'. Use auto"):

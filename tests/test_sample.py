@@ -227,6 +227,8 @@ def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None
     assert torch.equal(named.only("ZERO", "x").images, named.only("0", "x").images)
     cases = data.Split(digits.images, digits.labels, ("A", "a"))
     assert torch.equal(cases.only("a", "x").images, cases.only("1", "x").images)
+    accents = data.Split(digits.images, digits.labels, ("e", "\xe9"))
+    assert torch.equal(accents.only("e\u0301", "x").images, accents.only("1", "x").images)
     two = data.Split(digits.images[:2], torch.tensor([3, 1]), tuple("0123"))
     with pytest.raises(DataError, match=r"The labels are 1, 3\."):
         two.only("2", "x")

@@ -7,6 +7,7 @@ or a `.npz`. Whatever it is, a split comes out as uint8 (N, 28, 28).
 import hashlib
 import math
 import os
+import unicodedata
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ class Split:
         """The images of one class, given by its name in any case, or its number. Raises DataError if there are none."""
         if self.labels is None:
             raise DataError(f"The images of {where} have no labels to choose by. Leave out --like.")
+        label = unicodedata.normalize("NFC", label)  # as class names are
         number = int(label) if label.isascii() and label.isdigit() and len(label) < 10 else -1
         named = [place for place, name in enumerate(self.class_names) if name.casefold() == label.casefold()]
         named.sort(key=lambda place: self.class_names[place] != label)  # `a` may be a class beside `A`

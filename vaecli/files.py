@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import functools
 import io
 import itertools
@@ -80,7 +81,7 @@ def open_whole(path: str | os.PathLike[str], *, parents: bool = False) -> Iterat
                         os.fchmod(stream.fileno(), stat.S_IMODE(mode))
                     yield stream
                     stream.flush()
-                    os.fsync(stream.fileno())
+                    _sync(stream.fileno())
                 os.replace(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -173,12 +174,19 @@ def _remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(folder / name)
 
 
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+    if (barrier := getattr(fcntl, "F_FULLFSYNC", None)) is not None:  # on macOS fsync leaves bytes in the drive's cache
+        with contextlib.suppress(OSError):  # network shares have none
+            fcntl.fcntl(descriptor, barrier)
+
+
 def _sync_folder(folder: Path) -> None:
     # Some file systems cannot sync a folder, and some folders cannot be read; the file is there all the same.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
 

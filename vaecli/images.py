@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str
     passed over, and those of other suffixes, of which `note` hears. Raises DataError if a folder
     cannot be read.
     """
-    found: list[tuple[tuple[str, ...], str]] = []
+    found: list[tuple[list[str], str]] = []
     others: list[str] = []
     visited: set[tuple[int, int]] = set()
 
@@ -82,7 +83,9 @@ def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str
                 continue
             path = os.path.join(parent, name)
             if name.lower().endswith(SUFFIXES):
-                found.append((Path(path).relative_to(folder).parts, path))
+                # One name may come in two forms of Unicode, of which macOS gives the other.
+                parts = Path(path).relative_to(folder).parts
+                found.append(([unicodedata.normalize("NFC", utf8_name(part)) for part in parts], path))
             else:
                 others.append(path)
     if others:
@@ -91,7 +94,7 @@ def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str
             f"Passed over {len(others):,} of {count:,} files in {folder}, such as {min(others)}: "
             f"images are those that end in {', '.join(SUFFIXES)}."
         )
-    return [(path, utf8_name(parts[0]) if len(parts) > 1 else None) for parts, path in sorted(found)]
+    return [(path, parts[0] if len(parts) > 1 else None) for parts, path in sorted(found)]
 
 
 def read_image(path: str) -> tuple[Pixels, bool]:

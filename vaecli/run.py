@@ -101,9 +101,9 @@ def check_path(folder: str, epoch: int) -> str:
 
 
 def is_run_file(path: str) -> bool:
-    """Whether `path` has the name of one of a run's files and lies in a run folder."""
+    """Whether `path` has the name of one of a run's files, in any case, and lies in a run folder."""
     folder, name = os.path.split(os.path.realpath(path))
-    return _is_own(name) and os.path.exists(os.path.join(folder, CONFIG))
+    return _is_own(name.lower()) and os.path.exists(os.path.join(folder, CONFIG))
 
 
 def _is_own(name: str) -> bool:

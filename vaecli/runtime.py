@@ -16,7 +16,7 @@ def choose_device(name: str) -> torch.device:
     Raises VaeError if it is not there, or does not work.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if _mps_works() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -32,9 +32,16 @@ def choose_device(name: str) -> torch.device:
         except RuntimeError as error:  # a GPU too old for this build of torch, or one whose memory is full
             words = str(error).splitlines()[0].rstrip(".")
             raise VaeError(f"The CUDA device does not work: {words}. Use --device cpu.") from error
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise VaeError("No MPS device on this machine. Use --device cpu, or auto.")
+    if device.type == "mps" and not _mps_works():
+        raise VaeError("No MPS device that works on this machine. Use --device cpu, or auto.")
     return device
+
+
+def _mps_works() -> bool:
+    try:
+        return torch.backends.mps.is_available() and torch.zeros(1, device="mps").numel() == 1
+    except RuntimeError:  # in a virtual machine there is one without memory
+        return False
 
 
 def be_exact(device: torch.device) -> None:
