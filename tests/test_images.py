@@ -144,12 +144,16 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+# Without the address in memory that Pillow names.
+UNKNOWN = r"no image that can be read \(unknown format\)\. Leave it out\."
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no image"),
-        (b"GIF89a", "no image"),
-        (b"text", "no image"),
+        (b"", UNKNOWN),
+        (b"GIF89a", UNKNOWN),
+        (b"text", UNKNOWN),
         (broken_png(), "no image"),
         (png_header(20_000, 20_000), "too many pixels"),
     ],
@@ -206,12 +210,6 @@ def test_threads_leave_the_process_its_stderr_and_its_warnings(tmp_path: Path) -
     with ThreadPoolExecutor(4) as pool:
         assert len(list(pool.map(read_image, [path] * 1000))) == 1000
     assert (os.fstat(2).st_ino, list(warnings.filters)) == before
-
-
-def test_an_error_names_no_addresses(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    with pytest.raises(DataError, match=r"empty\.png is no image that can be read \(unknown format\)\. Leave it out\."):
-        read_image(str(tmp_path / "empty.png"))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
