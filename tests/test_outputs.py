@@ -16,30 +16,27 @@ from vaecli.services.resume import Trained
 from vaecli.services.sample import sample
 
 
-def test_new_files_and_derived_ones_are_free(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    check = str(folder / "check2.safetensors")
+def test_new_files_and_derived_ones_are_free(run_copy: Path) -> None:
+    check = str(run_copy / "check2.safetensors")
     for name in ("scatter.png", "codes.csv"):
-        guard_output(str(folder / name), check)
-        (folder / name).touch()
-        guard_output(str(folder / name), check)
+        guard_output(str(run_copy / name), check)
+        (run_copy / name).touch()
+        guard_output(str(run_copy / name), check)
     guard_output("-", "-")
 
 
-def test_every_command_replaces_its_own_file(trained: Trained, tmp_path: Path, invoke: Invoke) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    codes = str(folder / "codes.csv")
+def test_every_command_replaces_its_own_file(run_copy: Path, invoke: Invoke) -> None:
+    codes = str(run_copy / "codes.csv")
     for command in (["sample"], ["scatter"], ["curves"], ["encode", "-o", codes]) * 2:
-        result = invoke(command[0], folder, *command[1:], "-q")
+        result = invoke(command[0], run_copy, *command[1:], "-q")
         assert (result.exit_code, result.stderr) == (0, "")
 
 
 # The last is a run's where upper and lower case are the same.
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "state.safetensors", "Check1.safetensors"])
-def test_files_of_a_run_are_not_replaced(trained: Trained, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    (tmp_path / "link").symlink_to(folder / name)
-    for output in (folder / name, tmp_path / "link", folder / "check99.safetensors"):
+def test_files_of_a_run_are_not_replaced(run_copy: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(run_copy / name)
+    for output in (run_copy / name, tmp_path / "link", run_copy / "check99.safetensors"):
         with pytest.raises(VaeError, match="file of a training run"):
             guard_output(str(output))
 
@@ -126,16 +123,15 @@ def test_a_data_set_survives_the_commands_that_use_it(ckpt: str, invoke: Invoke,
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_strangers_run_folder_leads_nowhere(trained: Trained, tmp_path: Path, invoke: Invoke, there: bool) -> None:
+def test_a_strangers_run_folder_leads_nowhere(run_copy: Path, tmp_path: Path, invoke: Invoke, there: bool) -> None:
     """Links in it to files of another kind are not written through, whether these exist or not."""
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
     victim = tmp_path / ".bashrc"
     if there:
         victim.write_text("mine")
-    (folder / "scatter.png").symlink_to(victim)
-    (folder / "metrics.jsonl").unlink()
-    (folder / "metrics.jsonl").symlink_to(victim)
-    for command in (["scatter", folder], ["train", "--resume", "-e", "3", "-o", folder]):
+    (run_copy / "scatter.png").symlink_to(victim)
+    (run_copy / "metrics.jsonl").unlink()
+    (run_copy / "metrics.jsonl").symlink_to(victim)
+    for command in (["scatter", run_copy], ["train", "--resume", "-e", "3", "-o", run_copy]):
         result = invoke(*command)
         assert result.exit_code == 1
         assert "a link to" in assert_one_line(result.stderr)

@@ -37,6 +37,11 @@ def run(folder: Path, epochs: int = 2, **options: Any) -> Trained:
     return result
 
 
+def change_config(folder: Path, encoding: str = "utf-8", **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding=encoding)
+
+
 def weights(result: Trained) -> bytes:
     return Path(result.checkpoint).read_bytes()
 
@@ -173,23 +178,20 @@ def test_resume_starts_a_run_if_there_is_none(trained: Trained, tmp_path: Path) 
     assert weights(run(tmp_path / "new", resume=True)) == weights(trained)
 
 
-def test_a_finished_run_answers_at_once(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    (folder / "check2.safetensors").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dataset": "/gone"}))  # no data is needed
-    result = run(folder, resume=True)
+def test_a_finished_run_answers_at_once(trained: Trained, run_copy: Path) -> None:
+    (run_copy / "check2.safetensors").unlink()
+    change_config(run_copy, dataset="/gone")  # no data is needed
+    result = run(run_copy, resume=True)
     assert weights(result) == weights(trained)
     assert result.test_losses == trained.test_losses
     with pytest.raises(VaeError, match="has 2 epochs already"):
-        run(folder, 1, resume=True, typed={"epochs"})
+        run(run_copy, 1, resume=True, typed={"epochs"})
 
 
-def test_lost_metrics_come_back_without_their_speeds(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    (folder / "metrics.jsonl").write_text("rubbish")
-    run(folder, 3, resume=True, typed={"epochs"})
-    records = read_metrics(str(folder / "metrics.jsonl"))
+def test_lost_metrics_come_back_without_their_speeds(trained: Trained, run_copy: Path) -> None:
+    (run_copy / "metrics.jsonl").write_text("rubbish")
+    run(run_copy, 3, resume=True, typed={"epochs"})
+    records = read_metrics(str(run_copy / "metrics.jsonl"))
     assert [record.seconds is None for record in records] == [True, True, False]
     assert [record.test_loss for record in records[:2]] == trained.test_losses
 
@@ -209,13 +211,12 @@ def test_lost_metrics_come_back_without_their_speeds(trained: Trained, tmp_path:
         {"data_dir": "x"},
     ],
 )
-def test_a_typed_option_that_differs_is_wrong_usage(trained: Trained, tmp_path: Path, other: dict[str, object]) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+def test_a_typed_option_that_differs_is_wrong_usage(run_copy: Path, other: dict[str, object]) -> None:
     name = next(iter(other))
     used = {"kl_warmup": "0", "data_dir": "the default"}.get(name, str(getattr(SETTINGS, name)))
     with pytest.raises(UsageError, match=rf"--{name.replace('_', '-')} .*\({re.escape(used)}\)"):
-        run(folder, 3, settings=other, resume=True, typed={name, "epochs"})
-    run(folder, 2, settings=other, resume=True, typed={"epochs"})  # not typed, so the run's own holds
+        run(run_copy, 3, settings=other, resume=True, typed={name, "epochs"})
+    run(run_copy, 2, settings=other, resume=True, typed={"epochs"})  # not typed, so the run's own holds
 
 
 def test_the_end_of_a_cosine_cannot_be_moved(tmp_path: Path) -> None:
@@ -226,8 +227,7 @@ def test_the_end_of_a_cosine_cannot_be_moved(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=rf"--epochs {epochs} is not the run's \(2\), at which"):
             run(folder, epochs, resume=True, typed={"epochs"})
     assert weights(run(folder, 2, resume=True, typed={"epochs"})) == weights(first)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"epochs": 3}))
+    change_config(folder, epochs=3)
     with pytest.raises(VaeError, match="with other settings"):
         run(folder, resume=True)
 
@@ -253,46 +253,41 @@ def test_bf16_without_hardware_is_said(
     assert any("no instructions for bf16" in note for note in heard.heard) == (precision == "bf16" and emulated)
 
 
-def test_a_run_from_before_schedules_goes_on(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
+def test_a_run_from_before_schedules_goes_on(run_copy: Path, tmp_path: Path) -> None:
+    config = json.loads((run_copy / "config.json").read_text())
     del config["lr_schedule"], config["kl_warmup"]
-    (folder / "config.json").write_text(json.dumps(config))
+    (run_copy / "config.json").write_text(json.dumps(config))
     later = {"lr_schedule", "kl_warmup"}
     for name in ("check2.safetensors", "state.safetensors"):
-        header, values = split((folder / name).read_bytes())
+        header, values = split((run_copy / name).read_bytes())
         metadata = json.loads(header["__metadata__"]["vae"])
         metadata["training"] = {key: value for key, value in metadata["training"].items() if key not in later}
         header["__metadata__"]["vae"] = json.dumps(metadata)
-        (folder / name).write_bytes(join(header, values))
-    assert checkpoint.read_metadata(str(folder / "check2.safetensors")).training.lr_schedule == "constant"
-    assert weights(run(folder, 3, resume=True, typed={"epochs"})) == weights(run(tmp_path / "whole", 3))
+        (run_copy / name).write_bytes(join(header, values))
+    assert checkpoint.read_metadata(str(run_copy / "check2.safetensors")).training.lr_schedule == "constant"
+    assert weights(run(run_copy, 3, resume=True, typed={"epochs"})) == weights(run(tmp_path / "whole", 3))
 
 
-def test_a_typed_option_that_is_the_same_is_fine(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+def test_a_typed_option_that_is_the_same_is_fine(run_copy: Path) -> None:
+    change_config(run_copy, device="cuda")
     settings = {"dataset": os.path.join(FEW.parent, ".", FEW.name), "precision": "auto", "device": "cpu"}
-    run(folder, 2, settings=settings, resume=True, typed=set(settings))
+    run(run_copy, 2, settings=settings, resume=True, typed=set(settings))
 
 
-def test_a_run_is_never_in_the_way_silently(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+def test_a_run_is_never_in_the_way_silently(run_copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run_copy.iterdir()}
     with pytest.raises(VaeError, match="holds a run"):
-        run(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        run(run_copy)
+    assert {path.name: path.read_bytes() for path in run_copy.iterdir()} == before
 
 
-def test_overwrite_removes_the_runs_files_alone_and_only_once_all_is_ready(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    (folder / "notes.txt").write_text("mine")
+def test_overwrite_removes_the_runs_files_alone_and_only_once_all_is_ready(run_copy: Path) -> None:
+    (run_copy / "notes.txt").write_text("mine")
     with pytest.raises(VaeError, match="No data set"):
-        run(folder, 1, settings={"dataset": "/gone"}, overwrite=True)
-    assert (folder / "check2.safetensors").exists()
-    run(folder, 1, overwrite=True)
-    assert sorted(os.listdir(folder)) == [
+        run(run_copy, 1, settings={"dataset": "/gone"}, overwrite=True)
+    assert (run_copy / "check2.safetensors").exists()
+    run(run_copy, 1, overwrite=True)
+    assert sorted(os.listdir(run_copy)) == [
         "check1.safetensors", "config.json", "metrics.jsonl", "notes.txt", "state.safetensors",
     ]  # fmt: skip
 
@@ -305,81 +300,69 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert "Dry run" in stop.heard[-1]
 
 
-def test_a_dry_run_refuses_what_the_run_would(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    Path(folder, "check2.safetensors").unlink()
+def test_a_dry_run_refuses_what_the_run_would(run_copy: Path) -> None:
+    Path(run_copy, "check2.safetensors").unlink()
     with pytest.raises(VaeError, match="has 2 epochs already"):
-        run(folder, 1, resume=True, typed={"epochs"}, dry_run=True)
+        run(run_copy, 1, resume=True, typed={"epochs"}, dry_run=True)
     finished = Notes()
-    assert train(SETTINGS, str(folder), resume=True, dry_run=True, observer=finished) is None
+    assert train(SETTINGS, str(run_copy), resume=True, dry_run=True, observer=finished) is None
     assert finished.heard == ["The run is finished already; a higher --epochs goes on."]
-    assert not Path(folder, "check2.safetensors").exists()
+    assert not Path(run_copy, "check2.safetensors").exists()
     with pytest.raises(UsageError, match="exclude each other"):
-        run(folder, 3, resume=True, overwrite=True)
-    assert Path(folder, "state.safetensors").exists()
+        run(run_copy, 3, resume=True, overwrite=True)
+    assert Path(run_copy, "state.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     ("there", "remedy"), [(True, "Use another -o."), (False, r"Write the new place into the run's config\.json.")]
 )
-def test_another_data_set_of_the_same_name(trained: Trained, tmp_path: Path, there: bool, remedy: str) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dataset": str(tmp_path / "digits.npz")}))
+def test_another_data_set_of_the_same_name(run_copy: Path, tmp_path: Path, there: bool, remedy: str) -> None:
+    change_config(run_copy, dataset=str(tmp_path / "digits.npz"))
     if there:
         shutil.copy(FEW, tmp_path / "digits.npz")
     with pytest.raises(UsageError, match=rf"digits\.npz\)\. {remedy}$"):
-        run(folder, 3, resume=True, typed={"dataset"}, settings={"dataset": str(FEW)})
+        run(run_copy, 3, resume=True, typed={"dataset"}, settings={"dataset": str(FEW)})
 
 
-def test_resume_refuses_other_data_and_another_state(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+def test_resume_refuses_other_data_and_another_state(run_copy: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", images=np.zeros((20, 28, 28), np.uint8))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dataset": str(tmp_path / "other.npz")}))
+    change_config(run_copy, dataset=str(tmp_path / "other.npz"))
     with pytest.raises(VaeError, match="has changed since the run began"):
-        run(folder, 3, resume=True, typed={"epochs"})
-    (folder / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
+        run(run_copy, 3, resume=True, typed={"epochs"})
+    change_config(run_copy, dataset=str(FEW), lr=0.5)
     with pytest.raises(VaeError, match="with other settings"):
-        run(folder, 3, resume=True, typed={"epochs"})
-    (folder / "config.json").unlink()
+        run(run_copy, 3, resume=True, typed={"epochs"})
+    (run_copy / "config.json").unlink()
     with pytest.raises(VaeError, match=r"no config\.json"):
-        run(folder, 3, resume=True, typed={"epochs"})
+        run(run_copy, 3, resume=True, typed={"epochs"})
 
 
-def test_a_run_whose_data_moved_goes_on_once_its_config_says_so(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+def test_a_run_whose_data_moved_goes_on_once_its_config_says_so(run_copy: Path, tmp_path: Path) -> None:
     moved = str(shutil.copy(FEW, tmp_path / "moved.npz"))
-    config = json.loads((folder / "config.json").read_text())
-    # As Notepad saves it.
-    (folder / "config.json").write_text(json.dumps(config | {"dataset": moved}), encoding="utf-8-sig")
-    went_on = run(folder, 3, resume=True, typed={"epochs"})
+    change_config(run_copy, encoding="utf-8-sig", dataset=moved)  # as Notepad saves it
+    went_on = run(run_copy, 3, resume=True, typed={"epochs"})
     assert weights(went_on) == weights(run(tmp_path / "unbroken", 3, settings={"dataset": moved}))
 
 
-def test_a_folder_called_as_a_named_set_is_another_set(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dataset": "kmnist"}))
+def test_a_folder_called_as_a_named_set_is_another_set(run_copy: Path) -> None:
+    change_config(run_copy, dataset="kmnist")
     Path("kmnist").mkdir()
     with pytest.raises(UsageError, match=r"--dataset \./kmnist is not the run's \(kmnist\)"):
-        run(folder, 3, resume=True, typed={"dataset"}, settings={"dataset": "./kmnist"})
+        run(run_copy, 3, resume=True, typed={"dataset"}, settings={"dataset": "./kmnist"})
 
 
-def test_a_run_that_lost_its_state_is_not_silently_begun_again(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    (folder / "state.safetensors").unlink()
+def test_a_run_that_lost_its_state_is_not_silently_begun_again(trained: Trained, run_copy: Path) -> None:
+    (run_copy / "state.safetensors").unlink()
     with pytest.raises(VaeError, match=r"lost its state\.safetensors"):
-        run(folder, 2, resume=True)
-    (folder / "check2.safetensors").unlink()  # as if killed between the first check and its state
-    assert weights(run(folder, 2, resume=True)) == weights(trained)
+        run(run_copy, 2, resume=True)
+    (run_copy / "check2.safetensors").unlink()  # as if killed between the first check and its state
+    assert weights(run(run_copy, 2, resume=True)) == weights(trained)
 
 
-def test_a_damaged_state_says_what_to_do(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    os.truncate(folder / "state.safetensors", 1000)
+def test_a_damaged_state_says_what_to_do(run_copy: Path) -> None:
+    os.truncate(run_copy / "state.safetensors", 1000)
     with pytest.raises(VaeError, match=r"cut short\. Restore it, or begin anew with --overwrite\."):
-        run(folder, 3, resume=True)
+        run(run_copy, 3, resume=True)
 
 
 def test_a_run_says_that_its_data_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,20 +419,18 @@ def test_class_names_are_those_of_today_and_of_all_classes(few: data.Split) -> N
     assert open_checkpoint(result.checkpoint, "cpu").metadata.class_names == tuple("0123456789")
 
 
-def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
-    (folder / "check2.safetensors").write_bytes(b"xx")
-    assert weights(run(folder, resume=True)) == weights(trained)
+def test_a_damaged_last_checkpoint_is_made_again(trained: Trained, run_copy: Path) -> None:
+    (run_copy / "check2.safetensors").write_bytes(b"xx")
+    assert weights(run(run_copy, resume=True)) == weights(trained)
 
 
-def test_a_finished_run_answers_with_its_own_weights(trained: Trained, tmp_path: Path) -> None:
-    folder = shutil.copytree(Path(trained.checkpoint).parent, tmp_path / "run")
+def test_a_finished_run_answers_with_its_own_weights(trained: Trained, run_copy: Path, tmp_path: Path) -> None:
     other = Path(run(tmp_path / "other", settings={"seed": 1}).checkpoint)
-    shutil.copy(other, folder / "check2.safetensors")
-    assert weights(run(folder, resume=True)) == weights(trained)
-    shutil.copy(other.with_name("state.safetensors"), folder)
+    shutil.copy(other, run_copy / "check2.safetensors")
+    assert weights(run(run_copy, resume=True)) == weights(trained)
+    shutil.copy(other.with_name("state.safetensors"), run_copy)
     with pytest.raises(VaeError, match="with other settings"):
-        run(folder, resume=True)
+        run(run_copy, resume=True)
 
 
 def test_metrics_are_exact_and_sum_up(trained: Trained) -> None:
