@@ -214,6 +214,7 @@ def test_train_quiet_and_json(invoke: Invoke) -> None:
 def test_train_default_folder_and_dry_run(invoke: Invoke) -> None:
     result = invoke(*TRAIN, "-z", "3", "--dry-run", "--json")
     assert (result.exit_code, result.stdout) == (0, "")
+    assert "Dry run" in result.stderr.splitlines()[-1]
     assert os.listdir() == []
     assert invoke(*TRAIN, "-z", "3", "-q").stdout == "outputs/few-z3/check1.safetensors\n"
 

@@ -237,7 +237,7 @@ def test_the_end_of_a_cosine_cannot_be_moved(tmp_path: Path) -> None:
 
 def test_a_warm_up_past_the_end_is_said(tmp_path: Path) -> None:
     for epochs, said in ((1, True), (2, False)):
-        heard = Stop(epoch=99)
+        heard = Notes()
         train(dataclasses.replace(SETTINGS, epochs=epochs, kl_warmup=1), str(tmp_path), dry_run=True, observer=heard)
         assert any("full weight only after epoch 1" in note for note in heard.heard) == said
 
@@ -290,14 +290,6 @@ def test_overwrite_removes_the_runs_files_alone_and_only_once_all_is_ready(run_c
     assert sorted(os.listdir(run_copy)) == [
         "check1.safetensors", "config.json", "metrics.jsonl", "notes.txt", "state.safetensors",
     ]  # fmt: skip
-
-
-def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    stop = Stop(epoch=99)
-    once = dataclasses.replace(SETTINGS, log_interval=1)
-    assert train(once, str(tmp_path / "run"), dry_run=True, observer=stop) is None
-    assert not (tmp_path / "run").exists()
-    assert "Dry run" in stop.heard[-1]
 
 
 def test_a_dry_run_refuses_what_the_run_would(run_copy: Path) -> None:
@@ -533,9 +525,8 @@ def test_a_signal_during_the_commit_completes_it(
         real(*args)
 
     monkeypatch.setattr(f"{module}.{place}", interrupted)
-    stop = Stop(epoch=99)
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", 4, observer=stop)
+        run(tmp_path / "run", 4)
     monkeypatch.undo()
     assert (tmp_path / "run/check2.safetensors").exists()
     assert len(read_metrics(f"{tmp_path}/run/metrics.jsonl")) == 2
