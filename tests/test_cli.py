@@ -36,6 +36,14 @@ COMMANDS = ["train", "test", "encode", "sample", "scatter", "curves"]
 TRAIN = ["train", "-d", str(FEW), "-e", "1", "-b", "20", "--precision", "fp32", "--device", "cpu"]
 
 
+def shell(script: str, *args: object, **env: str) -> "subprocess.CompletedProcess[bytes]":
+    """A script in bash, where `vae` is the command and `$1` the first of the arguments."""
+    script = 'vae() { "$PYTHON" -m vaecli "$@"; }\n' + script
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | env
+    command = ["bash", "-c", script, "bash", *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+
+
 # Help and usage
 
 
@@ -775,9 +783,7 @@ def test_outputs_may_be_devices(ckpt: str, invoke: Invoke) -> None:
 @linux
 @pytest.mark.parametrize("args", ["--help", "--version", "train --help", ""])
 def test_help_to_a_full_device_is_one_line(args: str) -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m vaecli {args} >/dev/full"], capture_output=True, timeout=60, check=False
-    )
+    done = shell(f"vae {args} >/dev/full")
     assert done.returncode == 1
     assert "Cannot write to standard output" in assert_one_line(done.stderr)
 
@@ -791,25 +797,21 @@ def test_a_folder_called_as_stdout_is_not_meant(ckpt: str, invoke: Invoke) -> No
     assert not os.listdir("-")
 
 
-def test_outputs_may_be_pipes_of_the_shell(ckpt: str) -> None:
-    script = f"{sys.executable} -m vaecli curves {ckpt!r} -o >(head -c 4 >&2); wait $!"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+def test_outputs_may_be_pipes_of_the_shell(ckpt: str, invoke: Invoke) -> None:
+    done = shell('vae curves "$1" -o >(head -c 4 >&2); wait $!', ckpt)
     assert done.returncode == 0
     assert done.stderr == b"\x89PNG"
-    expected = process("curves", ckpt, "-o", "-").stdout
+    expected = invoke("curves", ckpt, "-o", "-").stdout_bytes
     assert expected.startswith(b"\x89PNG")
     for place in ("/dev/stdout", "/dev/fd/1"):  # no path follows the figure there
-        script = f"{sys.executable} -m vaecli curves {ckpt!r} -q -o {place} | cat > curves.png"
-        subprocess.run(["bash", "-c", script], timeout=60, check=True)
-        assert Path("curves.png").read_bytes() == expected
+        assert shell(f'vae curves "$1" -q -o {place} | cat', ckpt).stdout == expected
 
 
 # As processes
 
 
 def test_a_reader_that_leaves_early_is_no_failure(ckpt: str) -> None:
-    script = f"set -euo pipefail; {sys.executable} -m vaecli encode {ckpt!r} --split train --sample | head -3"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    done = shell('set -euo pipefail; vae encode "$1" --split train --sample | head -3', ckpt)
     assert done.returncode == 0
     assert done.stdout.count(b"\n") == 3
     assert done.stderr == b""
@@ -823,8 +825,7 @@ def test_a_reader_that_leaves_early_is_no_failure(ckpt: str) -> None:
     ],
 )
 def test_a_stdout_that_is_full_or_closed(ckpt: str, redirect: str, code: int, words: bytes) -> None:
-    script = f"{sys.executable} -m vaecli curves {ckpt!r} -o /dev/null {redirect}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    done = shell(f'vae curves "$1" -o /dev/null {redirect}', ckpt)
     assert done.returncode == code
     assert words in done.stderr
     assert done.stderr.count(b"\n") == (1 if words else 0)
@@ -833,38 +834,32 @@ def test_a_stdout_that_is_full_or_closed(ckpt: str, redirect: str, code: int, wo
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_stdout_that_fills_up(ckpt: str, unbuffered: str) -> None:
     """Unbuffered, a write that is cut short raises nothing."""
-    script = f"ulimit -f 1; {sys.executable} -m vaecli encode {ckpt!r} --format npz -q > codes.npz"
-    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=60, check=False)
+    done = shell('ulimit -f 1; vae encode "$1" --format npz -q > codes.npz', ckpt, PYTHONUNBUFFERED=unbuffered)
     assert Path("codes.npz").stat().st_size <= 1024
     assert "Cannot write to standard output: File too large" in assert_one_line(done.stderr)
     assert done.returncode == 1
 
 
 def test_help_beyond_a_limit_on_file_sizes_is_one_line() -> None:
-    script = f"ulimit -f 0; {sys.executable} -m vaecli --help > help.txt"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    done = shell("ulimit -f 0; vae --help > help.txt")
     assert "File too large" in assert_one_line(done.stderr)
     assert done.returncode == 1
 
 
 def test_the_version_for_nobody() -> None:
-    script = f"{sys.executable} -m vaecli --version >&-"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    done = shell("vae --version >&-")
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_closed_stderr_stops_nothing(ckpt: str) -> None:
-    script = f"{sys.executable} -m vaecli curves {ckpt!r} -o /dev/null 2>&-"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    done = shell('vae curves "$1" -o /dev/null 2>&-', ckpt)
     assert (done.returncode, done.stdout) == (0, b"/dev/null\n")
 
 
 def test_a_closed_stderr_is_no_other_file(ckpt: str) -> None:
     """Else the picture is file 2, and to silence libtiff, which prints there, would close it."""
     Image.new("L", (28, 28)).save("a.tif", compression="tiff_lzw")
-    script = f"{sys.executable} -m vaecli encode {ckpt!r} a.tif 2>&-"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+    done = shell('vae encode "$1" a.tif 2>&-', ckpt)
     assert (done.returncode, done.stdout.count(b"\n")) == (0, 2)
 
 
