@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, FEW, Invoke, assert_one_line, process
+from faults import SIGNALS, start, wait_for
 from PIL import Image
 from test_idx import idx_bytes
 from warm import command_on_path
@@ -184,9 +185,9 @@ def test_an_option_without_its_value_leads_to_its_commands_help(capsys: pytest.C
 
 
 def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     main(["nonsense"])
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 # train
@@ -1001,10 +1002,10 @@ def test_names_are_utf8_in_every_locale(ckpt: str, invoke: Invoke) -> None:
 def test_the_environment_of_libraries_changes_no_figure(ckpt: str, invoke: Invoke) -> None:
     """A backend that is not installed, a date that is none, and logs of what torch does not know."""
     env = {"MPLBACKEND": "none such", "SOURCE_DATE_EPOCH": "none", "TORCH_LOGS": ""}
-    for form in ("svg", "pdf"):
-        done = process("scatter", ckpt, "-q", "-o", f"a.{form}", env=env)
+    for command, form in (("scatter", "svg"), ("curves", "pdf")):  # curves without torch
+        done = process(command, ckpt, "-q", "-o", f"a.{form}", env=env)
         assert (done.returncode, done.stderr) == (0, b"")
-        invoke("scatter", ckpt, "-q", "-o", f"b.{form}")
+        invoke(command, ckpt, "-q", "-o", f"b.{form}")
         assert Path(f"a.{form}").read_bytes() == Path(f"b.{form}").read_bytes()
 
 
@@ -1033,25 +1034,17 @@ def test_figures_in_a_notebook_leave_its_backend() -> None:
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"MPLBACKEND": "svg"}, timeout=60, check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_training_by_itself_and_leaves_a_run_that_resumes(
     number: int, tmp_path: Path, invoke: Invoke
 ) -> None:
-    command = [sys.executable, "-m", "vaecli", *TRAIN, "-o", "run", "-e", "1000"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    state, deadline = tmp_path / "run/state.safetensors", time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.send_signal(number)
-    try:
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == -number  # killed by the signal, so a shell loop stops too
-    assert out == b""
-    assert b"Traceback" not in err
-    assert b"Go on with: vae train --resume -o run" in err
+    training = start(tmp_path / "log", *TRAIN, "-o", "run", "-e", "1000")
+    wait_for((tmp_path / "run/state.safetensors").exists, "epoch")
+    training.send(number)
+    code, out, err = training.end()
+    assert (code, out) == (-number, "")  # killed by the signal, so a shell loop stops too
+    assert "Traceback" not in err
+    assert "Go on with: vae train --resume -o run" in err
     kept = sorted(path.name for path in (tmp_path / "run").iterdir())
     epoch = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert f"check{epoch}.safetensors" in kept
