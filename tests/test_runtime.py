@@ -37,9 +37,10 @@ def test_explicit_precision_is_taken_as_it_is() -> None:
     assert [choose_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
 
 
-def test_auto_precision_is_bf16_exactly_on_amx() -> None:
-    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    assert choose_precision("auto", CPU) == ("bf16" if has_amx else "fp32")
+@pytest.mark.parametrize(("name", "precision"), [("amx_bf16", "bf16"), ("avx512_bf16", "fp32")])
+def test_auto_precision_is_bf16_exactly_on_amx(monkeypatch: pytest.MonkeyPatch, name: str, precision: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    assert choose_precision("auto", CPU) == precision
 
 
 @pytest.mark.parametrize("name", ["amx_bf16", "avx512_bf16", "bf16", "avx2"])
