@@ -86,6 +86,11 @@ def test_the_ground_stands_on_errors_alone(name: str) -> None:
     assert ours(MODULES[name]) <= {"errors"}
 
 
+def test_the_allocator_is_set_by_the_command_alone() -> None:
+    """It is the whole process's, so a notebook's is left as it is."""
+    assert {name for name, path in MODULES.items() if "allocator" in ours(path)} == {"cli"}
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_libraries_stay_in_their_modules(library: str) -> None:
     users = {name for name, path in MODULES.items() if library in {n.partition(".")[0] for n in imports(path)}}
