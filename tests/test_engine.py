@@ -13,16 +13,6 @@ from vaecli.loss import reconstruction
 CPU = torch.device("cpu")
 
 
-def test_evaluation_depends_on_no_block_before_it(digits: data.Split) -> None:
-    """Images 1,000 and later get the noise of their own block, however many come before."""
-    model = engine.prepare(engine.new_model(2, 0), CPU)
-    many = digits.images.repeat(8, 1, 1)  # 1,200 images
-    terms = engine.evaluate(model, many, seed=0, device=CPU)
-    shorter = engine.evaluate(model, many[:1100], seed=0, device=CPU)
-    torch.testing.assert_close(terms.loss()[:1100], shorter.loss(), rtol=0, atol=1e-3)
-    assert not torch.allclose(terms.reconstruction[:150], terms.reconstruction[1050:1200])
-
-
 def test_evaluation_measures_the_samples_that_are_encoded(digits: data.Split) -> None:
     """Those of each block of 1,000, however many are computed at once."""
     model = engine.prepare(engine.new_model(2, 0), CPU).eval()

@@ -74,12 +74,6 @@ def test_training_equals_the_tutorials_loop(digits: data.Split, schedule: Schedu
         torch.testing.assert_close(one, other, rtol=0, atol=5e-4)
 
 
-def test_every_epoch_has_its_own_order() -> None:
-    orders = [torch.randperm(100, generator=generator(0, "permutation", epoch)) for epoch in (1, 1, 2)]
-    assert torch.equal(orders[0], orders[1])
-    assert not torch.equal(orders[0], orders[2])
-
-
 def test_steps_are_reported_with_a_loss_every_interval(digits: data.Split) -> None:
     heard: list[tuple[int, float | None]] = []
     trainer(digits.images, 40).epoch(1, 0, log_interval=2, on_step=lambda n, loss: heard.append((n, loss)))
