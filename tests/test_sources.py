@@ -1,6 +1,5 @@
 """Where named sets come from. No test reaches the network: what would is answered on this machine."""
 
-import bz2
 import contextlib
 import gzip
 import hashlib
@@ -441,16 +440,3 @@ def test_a_quick_download_is_noted_too(tmp_path: Path, monkeypatch: pytest.Monke
     notes: list[str] = []
     data.load("kmnist", "test", str(tmp_path), notes.append)
     assert [note.split("(")[0] for note in notes] == ["Downloading kmnist "]
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_usps_splits_are_their_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
-    from torchvision import datasets
-
-    for name, label in (("usps.bz2", 1), ("usps.t.bz2", 2)):
-        line = f"{label} " + " ".join(f"{i}:0.5" for i in range(1, 257))
-        (tmp_path / name).write_bytes(bz2.compress(line.encode()))
-    unchecked = {name: [url, file, None] for name, (url, file, _) in datasets.USPS.split_list.items()}
-    monkeypatch.setattr(datasets.USPS, "split_list", unchecked)
-    _, labels = sources.read_with_torchvision(NAMED["usps"], tmp_path, split)
-    assert labels.tolist() == [0 if split == "train" else 1]  # in the files they begin with 1
