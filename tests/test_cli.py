@@ -177,6 +177,7 @@ def test_wrong_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], 
     assert captured.out == ""
     line = assert_one_line(captured.err)
     assert "Value error" not in line
+    assert ("No such option" in line) == ("--nonsense" in args)  # else an option that is gone would do
 
 
 def test_an_option_without_its_value_leads_to_its_commands_help(capsys: pytest.CaptureFixture[str]) -> None:

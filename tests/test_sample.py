@@ -105,10 +105,7 @@ def test_many_codes_are_decoded_in_blocks(ckpt: str, invoke: Invoke) -> None:
     [
         (b"", "There are no codes in standard input"),
         (b"z_0\n1\n", "codes of 1 dimensions, but the model's have 2"),
-        (b"z_0,z_1,z_2\n1,2,3\n", "codes of 3 dimensions"),
-        (b"index,label\n0,7\n", "no columns z_0"),
         (b"z_0,z_1\n1,2\nnan,2\n", "standard input, line 3"),
-        (b"z_0,z_1\n1,2\n3\n", "standard input, line 3"),
     ],
 )
 def test_codes_that_do_not_fit_are_one_line(ckpt: str, table: bytes, words: str) -> None:
@@ -261,7 +258,6 @@ def test_walks_that_the_model_has_not(ckpt: str, invoke: Invoke, args: list[str]
         ["--from", "interpolate", "--indices", "1,"],
         ["--from", "grid", "--indices", "0,1"],
         ["--from", "grid", "--dims", "0,1,2"],
-        ["--from", "grid", "--dims", "1,1"],
         ["--from", "grid", "--dims", "0,1", "-n", "7"],
         ["--from", "traverse", "--dims", "0,1", "-n", "7"],
         ["--from", "interpolate", "--indices", "3"],
@@ -275,13 +271,12 @@ def test_walks_that_the_model_has_not(ckpt: str, invoke: Invoke, args: list[str]
         ["--from", "grid", "-o", "a.gif"],
         ["--from", "traverse", "-n", "1001", "-o", "a.gif"],
         ["-n", "100001", "-o", "folder/"],
-        ["-o", "nosuffix"],
     ],
     ids=" ".join,
 )
 def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert main(["sample", "no-such-checkpoint", *args]) == 2
-    assert_one_line(capsys.readouterr().err)
+    assert "No such option" not in assert_one_line(capsys.readouterr().err)
 
 
 def test_a_walk_names_each_dimension_once(capsys: pytest.CaptureFixture[str]) -> None:
