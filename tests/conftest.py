@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from vaecli.services.train import train
 
 DIGITS = Path(__file__).parent / "data"  # IDX: 500 training and 150 test images of MNIST
 FEW = Path(__file__).parent / "few.npz"  # the first 100 and 30 of them, for tests that train often
-TINY = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device": "cpu"}
+TINY: dict[str, Any] = {"dataset": str(DIGITS), "batch_size": 50, "precision": "fp32", "device": "cpu"}
 
 INKS = ("navy", "maroon", "darkgreen", "black", "purple", "indigo", "#333", "brown", "darkslategray", "#402000")
 PAPERS = ("white", "ivory", "#f0e6d2", "#dfe8f0", "honeydew")
@@ -82,7 +83,7 @@ def many(digits: data.Split) -> data.Split:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of 2 epochs, z_dim 2. Do not write into it: take `run_copy`."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    result = train(Settings(z_dim=2, epochs=2, checkpoint_every=1, **TINY), str(folder))  # type: ignore[arg-type]
+    result = train(Settings(z_dim=2, epochs=2, checkpoint_every=1, **TINY), str(folder))
     assert result is not None
     return result
 
@@ -97,7 +98,7 @@ def ckpt(trained: Trained) -> str:
 def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The weights of a model, z_dim 4, that draws digits, if roughly."""
     folder = tmp_path_factory.mktemp("learned") / "run"
-    settings = Settings(z_dim=4, epochs=6, lr=0.003, **(TINY | {"batch_size": 25}))  # type: ignore[arg-type]
+    settings = Settings(z_dim=4, epochs=6, lr=0.003, **(TINY | {"batch_size": 25}))
     result = train(settings, str(folder))
     assert result is not None
     return result.checkpoint

@@ -26,9 +26,9 @@ def table(form: Format, blocks: list[Codes], key: str = "index") -> bytes:
     return stream.getvalue()
 
 
-def block(numbers: Floats, start: int = 0, **options: object) -> Codes:
+def block(numbers: Floats, start: int = 0, **options: Any) -> Codes:
     keys = list(range(start, start + len(numbers)))
-    return Codes(keys, [1, None, 0], numbers, numbers + 1, **options)  # type: ignore[arg-type]
+    return Codes(keys, [1, None, 0], numbers, numbers + 1, **options)
 
 
 @settings(deadline=None)

@@ -32,7 +32,7 @@ slow = pytest.mark.skipif(not SOAKING, reason="minutes of decoding, for make soa
 
 def learned_model(z_dim: int, folder: Path) -> ConvVAE:
     """A model trained until it uses its latent space."""
-    settings = Settings(z_dim=z_dim, epochs=3, lr=0.003, **TINY | {"batch_size": 10})  # type: ignore[arg-type]
+    settings = Settings(z_dim=z_dim, epochs=3, lr=0.003, **TINY | {"batch_size": 10})
     result = train(settings, str(folder / "run"))
     assert result is not None
     return engine.prepare(checkpoint.load(result.checkpoint, CPU)[0], CPU)

@@ -1,6 +1,7 @@
 """What `vae test` says of the numbers to expect: only where they are comparable."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from conftest import Notes
@@ -75,8 +76,8 @@ def test_nothing_else_is_compared(source: checkpoint.Metadata, monkeypatch: pyte
     monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((1.0, 2.0), (3.0, 4.0))})
     assert expected(source) == (2.0, 4.0)
     assert expected(dataclasses.replace(source, epoch=1)) == (1.0, 3.0)
-    training = {"lr": 0.1, "beta": 2.0, "batch_size": 7, "lr_schedule": "cosine", "kl_warmup": 1}
-    others = [dataclasses.replace(source.training, **{name: value}) for name, value in training.items()]  # type: ignore[arg-type]
+    training: dict[str, Any] = {"lr": 0.1, "beta": 2.0, "batch_size": 7, "lr_schedule": "cosine", "kl_warmup": 1}
+    others = [dataclasses.replace(source.training, **{name: value}) for name, value in training.items()]
     changed = [dataclasses.replace(source, training=other) for other in others]
     changed += [dataclasses.replace(source, z_dim=3), dataclasses.replace(source, epoch=3)]
     changed += [dataclasses.replace(source, epoch=0)]

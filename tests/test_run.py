@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,9 +68,9 @@ def test_config_round_trip(tmp_path: Path) -> None:
         {"log_interval": -1},
     ],
 )
-def test_settings_that_no_training_can_have(change: dict[str, object]) -> None:
+def test_settings_that_no_training_can_have(change: dict[str, Any]) -> None:
     with pytest.raises(VaeError, match=rf"The setting {next(iter(change))} cannot be"):
-        Settings(**change)  # type: ignore[arg-type]
+        Settings(**change)
 
 
 def test_a_config_without_a_field_is_damaged(tmp_path: Path) -> None:

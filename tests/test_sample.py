@@ -145,7 +145,7 @@ def test_grid_and_traverse_decode_their_walks(ckpt: str, invoke: Invoke) -> None
 
 
 def test_walks_of_a_model_with_one_dimension(invoke: Invoke) -> None:
-    trained = train(Settings(z_dim=1, epochs=1, **TINY), "run")  # type: ignore[arg-type]
+    trained = train(Settings(z_dim=1, epochs=1, **TINY), "run")
     assert trained is not None
     invoke("sample", "run", "--from", "grid", "-n", "7", "-o", "a.npz")
     np.testing.assert_array_equal(images_of(), decoded("run", latent.quantiles(7)[:, None]))

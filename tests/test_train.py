@@ -27,7 +27,7 @@ from vaecli.services.resume import Trained
 from vaecli.services.train import train
 from vaecli.training import Trainer
 
-SETTINGS = Settings(z_dim=2, epochs=2, **TINY | {"dataset": str(FEW), "batch_size": 10})  # type: ignore[arg-type]
+SETTINGS = Settings(z_dim=2, epochs=2, **TINY | {"dataset": str(FEW), "batch_size": 10})
 
 
 def run(folder: Path, epochs: int = 2, **options: Any) -> Trained:
