@@ -129,10 +129,10 @@ def run_copy(trained: Trained, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def invoke() -> Invoke:
-    """The command in this process: `invoke("test", ckpt)`."""
+    """The command in this process: `invoke("test", ckpt)`, or with something on `stdin`."""
 
-    def call(*args: object) -> Result:
-        return CliRunner().invoke(app, [str(arg) for arg in args])
+    def call(*args: object, stdin: bytes = b"") -> Result:
+        return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
 
     return call
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import DIGITS, TINY, Invoke, assert_one_line
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import vaecli
 from vaecli import data, engine, latent
 from vaecli.backgrounds import inverted
-from vaecli.cli import app, main
+from vaecli.cli import main
 from vaecli.errors import DataError, VaeError
 from vaecli.grids import grid
 from vaecli.images import read_images
@@ -34,11 +34,6 @@ from vaecli.services.train import train
 
 CPU = torch.device("cpu")
 Pixels = npt.NDArray[np.uint8]
-
-
-def fed(stdin: bytes, *args: object) -> Result:
-    """The command in this process, with something on stdin."""
-    return CliRunner().invoke(app, [str(arg) for arg in args], input=stdin)
 
 
 def decoded(ckpt: str, z: torch.Tensor) -> Pixels:
@@ -66,7 +61,7 @@ def test_encode_into_sample_gives_exactly_the_images_of_those_codes(
     ckpt: str, invoke: Invoke, digits: data.Split, form: str
 ) -> None:
     table = invoke("encode", ckpt, "--split", "train", "--sample", "--format", form).stdout_bytes
-    assert fed(table, "sample", ckpt, "--from", "-", "-o", "a.npz", "-q").stdout == "a.npz\n"
+    assert invoke("sample", ckpt, "--from", "-", "-o", "a.npz", "-q", stdin=table).stdout == "a.npz\n"
     model = engine.prepare(vaecli.load_model(ckpt), CPU)
     images = data.load(str(DIGITS), "train", None, print).images
     z = engine.sample_posterior(engine.encode(model, images, CPU), 0, 0)
@@ -95,7 +90,7 @@ def test_without_draws_the_means_are_decoded_from_a_file_or_a_pipe(
 def test_many_codes_are_decoded_in_blocks(ckpt: str, invoke: Invoke) -> None:
     z = torch.cat([noise(0, "prior", block, 2) for block in range(2)])[:1_030]
     table = "z_0,z_1\n" + "".join(f"{a:.9g},{b:.9g}\n" for a, b in z.tolist())
-    fed(table.encode(), "sample", ckpt, "--from", "-", "-o", "a.npz")
+    invoke("sample", ckpt, "--from", "-", "-o", "a.npz", stdin=table.encode())
     invoke("sample", ckpt, "-n", "1030", "-o", "b.npz")
     assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 
@@ -108,14 +103,14 @@ def test_many_codes_are_decoded_in_blocks(ckpt: str, invoke: Invoke) -> None:
         (b"z_0,z_1\n1,2\nnan,2\n", "standard input, line 3"),
     ],
 )
-def test_codes_that_do_not_fit_are_one_line(ckpt: str, table: bytes, words: str) -> None:
-    assert words in failure(fed(table, "sample", ckpt, "--from", "-", "-o", "a.png"))
+def test_codes_that_do_not_fit_are_one_line(ckpt: str, invoke: Invoke, table: bytes, words: str) -> None:
+    assert words in failure(invoke("sample", ckpt, "--from", "-", "-o", "a.png", stdin=table))
     assert os.listdir() == []
 
 
-def test_too_many_codes_for_one_output_are_refused(ckpt: str) -> None:
+def test_too_many_codes_for_one_output_are_refused(ckpt: str, invoke: Invoke) -> None:
     table = b"z_0,z_1\n" + b"1,2\n" * 1_001
-    line = failure(fed(table, "sample", ckpt, "--from", "-", "-o", "a.gif"))
+    line = failure(invoke("sample", ckpt, "--from", "-", "-o", "a.gif", stdin=table))
     assert "standard input has more codes than one output takes. A .gif takes at most 1,000 images" in line
     assert os.listdir() == []
 
@@ -299,9 +294,9 @@ def test_a_gif_goes_there_and_back(ckpt: str, invoke: Invoke) -> None:
             np.testing.assert_array_equal(np.asarray(animation.convert("L")), np.asarray(grid(expected[:, step])))
 
 
-def test_a_gif_of_codes_runs_as_they_stand(ckpt: str) -> None:
+def test_a_gif_of_codes_runs_as_they_stand(ckpt: str, invoke: Invoke) -> None:
     table = b"z_0,z_1\n-2,0\n0,2\n2,0\n"
-    assert fed(table, "sample", ckpt, "--from", "-", "-o", "a.gif", "-q").stdout == "a.gif\n"
+    assert invoke("sample", ckpt, "--from", "-", "-o", "a.gif", "-q", stdin=table).stdout == "a.gif\n"
     with Image.open("a.gif") as animation:
         assert animation.n_frames == 3  # type: ignore[attr-defined]
 
@@ -371,18 +366,18 @@ def pictures(digits: data.Split) -> list[str]:
 def test_encode_takes_a_list_of_paths_in_its_order(ckpt: str, invoke: Invoke, pictures: list[str], end: str) -> None:
     listed = [name for name in pictures if end[-1] not in name]
     expected = invoke("encode", ckpt, "a b.png", *listed, "b.png")
-    got = fed("".join(name + end for name in listed).encode(), "encode", ckpt, "a b.png", "-", "b.png")
+    got = invoke("encode", ckpt, "a b.png", "-", "b.png", stdin="".join(name + end for name in listed).encode())
     assert (got.stderr, got.stdout_bytes) == ("", expected.stdout_bytes)
-    without_end = fed(end.join(listed).encode(), "encode", ckpt, "a b.png", "-", "b.png")
+    without_end = invoke("encode", ckpt, "a b.png", "-", "b.png", stdin=end.join(listed).encode())
     assert without_end.stdout_bytes == expected.stdout_bytes
 
 
 def test_encode_takes_folders_and_idx_files_from_a_list(ckpt: str, invoke: Invoke, pictures: list[str]) -> None:
     Path("folder").mkdir()
     Path("b.png").rename("folder/b.png")
-    assert fed(b"folder\n", "encode", ckpt, "-").stdout == invoke("encode", ckpt, "folder").stdout
+    assert invoke("encode", ckpt, "-", stdin=b"folder\n").stdout == invoke("encode", ckpt, "folder").stdout
     idx = DIGITS / "t10k-images-idx3-ubyte.gz"
-    assert fed(f"{idx}\n".encode(), "encode", ckpt, "-").stdout == invoke("encode", ckpt, idx).stdout
+    assert invoke("encode", ckpt, "-", stdin=f"{idx}\n".encode()).stdout == invoke("encode", ckpt, idx).stdout
 
 
 @pytest.mark.parametrize(
@@ -396,10 +391,12 @@ def test_encode_takes_folders_and_idx_files_from_a_list(ckpt: str, invoke: Invok
         (b"bare\n", "bare holds no image files"),
     ],
 )
-def test_encode_names_what_it_cannot_read_in_a_list(ckpt: str, pictures: list[str], listing: bytes, words: str) -> None:
+def test_encode_names_what_it_cannot_read_in_a_list(
+    ckpt: str, invoke: Invoke, pictures: list[str], listing: bytes, words: str
+) -> None:
     Path("zero.png").touch()
     Path("bare").mkdir()
-    assert words in failure(fed(listing, "encode", ckpt, "-", "-o", "codes.csv"))
+    assert words in failure(invoke("encode", ckpt, "-", "-o", "codes.csv", stdin=listing))
     assert not Path("codes.csv").exists()
 
 
@@ -477,7 +474,7 @@ def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data
 def test_a_table_of_paths_goes_through_jsonl_too(ckpt: str, invoke: Invoke, pictures: list[str]) -> None:
     table = invoke("encode", ckpt, *pictures, "--format", "jsonl").stdout_bytes
     assert [json.loads(line)["path"] for line in table.splitlines()] == pictures
-    result = fed(table, "sample", ckpt, "--from", "-", "-o", "-")
+    result = invoke("sample", ckpt, "--from", "-", "-o", "-", stdin=table)
     assert Image.open(io.BytesIO(result.stdout_bytes)).width > 3 * 28
 
 
@@ -511,7 +508,7 @@ def test_scans_come_back_from_their_codes(learned: str, invoke: Invoke, scans: l
     for options in (["--invert"], []):
         result = invoke("encode", learned, *scans, *options)
         assert ("bright background" in result.stderr) == (not options)
-        fed(result.stdout_bytes, "sample", learned, "--from", "-", "-o", "a.npz")
+        invoke("sample", learned, "--from", "-", "-o", "a.npz", stdin=result.stdout_bytes)
         likeness.append(np.diag(correlation(images_of(), white_on_black)).mean())
     assert likeness[0] > 0.6
     assert likeness[1] < 0.45
@@ -522,15 +519,17 @@ def refuse(**options: object) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full")
-def test_a_full_temporary_folder_is_not_blamed_on_the_output(ckpt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_temporary_folder_is_not_blamed_on_the_output(
+    ckpt: str, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "r+b"))
-    result = fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q")
+    result = invoke("sample", ckpt, "--from", "-", "-o", "a.npz", "-q", stdin=b"z_0,z_1\n0,0\n")
     assert f"Cannot keep the images in {tempfile.gettempdir()}: No space left" in failure(result)
-    assert fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q", "-n", "1").exit_code == 0
+    assert invoke("sample", ckpt, "--from", "-", "-o", "a.npz", "-q", "-n", "1", stdin=b"z_0,z_1\n0,0\n").exit_code == 0
     monkeypatch.setattr(tempfile, "tempdir", None)  # as of a system on which no folder can be written
     monkeypatch.setattr(tempfile, "gettempdir", refuse)
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    result = fed(b"z_0,z_1\n0,0\n", "sample", ckpt, "--from", "-", "-o", "a.npz", "-q")
+    result = invoke("sample", ckpt, "--from", "-", "-o", "a.npz", "-q", stdin=b"z_0,z_1\n0,0\n")
     assert "Cannot keep the images in a temporary folder: No usable one. Set TMPDIR" in failure(result)
 
 
