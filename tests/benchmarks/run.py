@@ -52,8 +52,8 @@ def contend(pipe: Connection, name: str, sizes: dict[str, int], device: str) -> 
     while (task := pipe.recv()) is not None:
         began = time.perf_counter()
         getattr(contender, task)()
-        if where.type == "cuda":
-            torch.cuda.synchronize()
+        if where.type != "cpu":
+            torch.accelerator.synchronize()
         pipe.send(time.perf_counter() - began)
     pipe.send(torch.cuda.max_memory_allocated() if where.type == "cuda" else peak_memory())
 
@@ -99,9 +99,7 @@ def matmul_rate(device: str, bf16: bool) -> float:
     times: list[float] = []
     for _ in range(7):
         began = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
+        float((a @ a)[0, 0])  # waits for the device
         times.append(time.perf_counter() - began)
     return 2.0 * size**3 / statistics.median(times[2:])
 
