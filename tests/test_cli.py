@@ -915,7 +915,10 @@ def test_a_signal_while_torch_is_imported_just_ends_it(tmp_path: Path) -> None:
         child = subprocess.Popen(command, stderr=subprocess.PIPE)
         time.sleep(delay)
         child.send_signal(signal.SIGTERM)
-        _, err = child.communicate(timeout=60)
+        try:
+            _, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
         assert (child.returncode, err) == (-signal.SIGTERM, b"")
 
 
