@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few thousand images, within 2 minutes")
     parser.add_argument("--bf16", action="store_true", help="measure training in bf16, also where auto is fp32")
-    parser.add_argument("-o", "--output", default="outputs/bench.json")
+    parser.add_argument("-o", "--output", help="outputs/bench.json, or bench-quick.json")
     arguments = parser.parse_args()
 
     import torch
@@ -228,7 +228,7 @@ def main() -> None:
         "matmul": rates,
     }
     print(show(rows, memory, about))
-    output = Path(arguments.output)
+    output = Path(arguments.output or f"outputs/bench{'-quick' * arguments.quick}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     record = {"about": about, "rows": rows, "seconds": seconds, "peak_memory": memory}
     output.write_text(json.dumps(record, indent=1) + "\n")
