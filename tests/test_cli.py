@@ -762,7 +762,8 @@ def test_outputs_that_cannot_be_written(run_copy: Path, invoke: Invoke, command:
     Path("link.png").symlink_to(run_copy / "check2.safetensors")
     before = (run_copy / "check2.safetensors").read_bytes()
     Path(f"file.{suffix}").touch()
-    for output in (f"folder.{suffix}", f"file.{suffix}/x.{suffix}", f"/proc/none/x.{suffix}"):
+    places = (f"folder.{suffix}", f"file.{suffix}/x.{suffix}", f"/proc/none/x.{suffix}", f"{'x' * 300}.{suffix}")
+    for output in places:
         result = invoke(command, run_copy, "-o", output)
         assert result.exit_code == 1
         assert output in assert_one_line(result.stderr)

@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> int:
     os.environ["MPLBACKEND"] = "agg"
     os.environ.pop("SOURCE_DATE_EPOCH", None)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    os.environ.pop("TORCH_LOGS", None)  # of what is not used here; torch does not load if it is empty or wrong
+    os.environ.pop("TORCH_LOGS", None)  # of parts not used here; empty or wrong, it stops torch from loading
     return console.run(app, args)
 
 

@@ -88,7 +88,7 @@ def guard_folder(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
 def refuse_inside(path: str, what: str, *sources: str | BinaryIO) -> None:
     """Raise VaeError if a picture or folder, `what` it is for people, lies where it would become data of `sources`."""
     place = Path(os.path.realpath(path))
-    folders = [folder for folder in (place, *place.parents) if folder.exists()]
+    folders = [folder for folder in (place, *place.parents) if os.path.exists(folder)]
     for root in (root for source in sources if isinstance(source, str) for root in image_roots(source)):
         if any(folder.samefile(root) for folder in folders):  # which may have two names: in other case, on macOS
             raise VaeError(f"The {what} {path} lies inside the data set {root}. Choose another -o.")
