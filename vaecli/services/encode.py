@@ -62,8 +62,10 @@ def encode(
     else:
         names = opened.metadata.class_names
         key, count, blocks = _input_blocks(paths, names, observer.note)
-    foreign = paths or (dataset and image_roots(dataset))
-    blocks = _with_background(blocks, invert, observer.note if foreign else lambda text: None)
+    if invert:
+        blocks = ((torch.from_numpy(inverted(images.numpy())), keys, labels) for images, keys, labels in blocks)
+    if paths or (dataset and image_roots(dataset)):
+        blocks = _with_notes(blocks, invert, observer.note)
     if not count:
         raise DataError("There are no images to encode. Name files that hold some.")
     observer.begin("encode", count)
@@ -82,11 +84,10 @@ def _coded(opened: Opened, blocks: Iterable[_Block], seed: int | None, observer:
         observer.advance(len(images))
 
 
-def _with_background(blocks: Iterator[_Block], invert: bool, note: Callable[[str], None]) -> Iterator[_Block]:
-    """The images, inverted or not; at their end `note` hears of those that are empty or on a bright background."""
+def _with_notes(blocks: Iterator[_Block], invert: bool, note: Callable[[str], None]) -> Iterator[_Block]:
+    """The blocks; at their end `note` hears of images that are empty or on a bright background, also if inverted."""
     seen = Backgrounds()
     for images, keys, labels in blocks:
-        images = torch.from_numpy(inverted(images.numpy())) if invert else images
         seen.add(images.numpy(), keys)
         yield images, keys, labels
     after = "They are so after --invert: encode them without it."
