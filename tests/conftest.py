@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from vaecli import data
@@ -33,6 +34,27 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 
 Invoke = Callable[..., Result]
+
+
+class Tutorial(nn.Module):
+    """The tutorial's two tables as a plain torch class that shares nothing with ours."""
+
+    def __init__(self, z_dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.linear1mean = nn.Linear(3136, z_dim)
+        self.linear1logvar = nn.Linear(3136, z_dim)
+        self.linear2 = nn.Linear(z_dim, 3136)
+        self.deconv1 = nn.ConvTranspose2d(64, 64, 3, stride=2)
+        self.deconv2 = nn.ConvTranspose2d(64, 32, 3, stride=2)
+        self.conv3 = nn.Conv2d(32, 1, 4)
+
+    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = torch.relu(self.conv2(torch.relu(self.conv1(x)))).reshape(len(x), 3136)
+        mean, logvar = self.linear1mean(h), self.linear1logvar(h)
+        h = torch.relu(self.linear2(mean + torch.exp(logvar / 2) * eps)).reshape(len(x), 64, 7, 7)
+        return self.conv3(torch.relu(self.deconv2(torch.relu(self.deconv1(h))))), mean, logvar
 
 
 class Notes(Observer):

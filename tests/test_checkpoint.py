@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Invoke, assert_one_line
+from conftest import Invoke, Tutorial, assert_one_line
 from safetensors import safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
-from test_model import Tutorial
 
 import vaecli
 from vaecli import checkpoint, data, engine

@@ -1,10 +1,15 @@
 """The network is the tutorial's, to the last parameter."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
+from conftest import Tutorial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from vaecli import data
 from vaecli.engine import new_model, to_unit
@@ -12,27 +17,6 @@ from vaecli.loss import negative_elbo
 from vaecli.model import ConvVAE, Gaussian
 
 CPU = torch.device("cpu")
-
-
-class Tutorial(nn.Module):
-    """The tutorial's two tables as a plain torch class that shares nothing with ours."""
-
-    def __init__(self, z_dim: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, stride=2, padding=1)
-        self.linear1mean = nn.Linear(3136, z_dim)
-        self.linear1logvar = nn.Linear(3136, z_dim)
-        self.linear2 = nn.Linear(z_dim, 3136)
-        self.deconv1 = nn.ConvTranspose2d(64, 64, 3, stride=2)
-        self.deconv2 = nn.ConvTranspose2d(64, 32, 3, stride=2)
-        self.conv3 = nn.Conv2d(32, 1, 4)
-
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h = torch.relu(self.conv2(torch.relu(self.conv1(x)))).reshape(len(x), 3136)
-        mean, logvar = self.linear1mean(h), self.linear1logvar(h)
-        h = torch.relu(self.linear2(mean + torch.exp(logvar / 2) * eps)).reshape(len(x), 64, 7, 7)
-        return self.conv3(torch.relu(self.deconv2(torch.relu(self.deconv1(h))))), mean, logvar
 
 
 def test_parameter_counts_are_the_tutorials() -> None:
@@ -109,9 +93,21 @@ def test_codes_may_be_whole_numbers() -> None:
     assert torch.equal(model.decode(z), model.decode(z.float()))
 
 
-def test_bytes_are_no_greys() -> None:
-    with pytest.raises(TypeError, match="divide them by 255"):
-        new_model(2, seed=0)(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_no_greys(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="divide bytes by 255"):
+        new_model(2, seed=0)(torch.zeros(1, 1, 28, 28, dtype=dtype))
+
+
+def test_pixels_may_be_true_and_false() -> None:
+    model, images = new_model(2, seed=0), torch.rand(2, 1, 28, 28) < 0.5
+    assert torch.equal(model.encode(images).mean, model.encode(images.float()).mean)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (2, 28, 28), (2, 1, 27, 27), (2, 3, 28, 28)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"not \(B, 1, 28, 28\)"):
+        new_model(2, seed=0).encode(torch.zeros(shape))
 
 
 def test_sample_is_reparameterised_normal() -> None:
@@ -138,13 +134,66 @@ def test_an_eval_model_has_all_of_autograd() -> None:
         torch.testing.assert_close(torch.func.jacfwd(function)(place), torch.func.jacrev(function)(place))
 
 
-def test_an_eval_model_has_all_of_autograd_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Second derivatives, too, in bf16."""
-    monkeypatch.setattr("vaecli.layers.has_amx", lambda: True)
-    model = new_model(2, seed=0).bfloat16().eval()
-    z = torch.ones(1, 2, dtype=torch.bfloat16)
-    hessian = torch.autograd.functional.hessian(lambda z: model.decode(z).sigmoid().sum(), z)  # type: ignore[no-untyped-call]
-    assert hessian.abs().sum() > 0
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("amx", [True, False])
+def test_second_derivatives_are_those_of_torchs_own_layers(
+    training: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the code, and of a penalty on the gradients of all weights."""
+    monkeypatch.setattr("vaecli.layers._in_tiles", lambda h: amx)  # as with AMX, but in numbers of many digits
+    ours, plain = new_model(2, seed=0).double().train(training), Tutorial(2).double()
+    plain.load_state_dict(ours.state_dict())
+    x, eps = torch.rand(3, 1, 28, 28, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    results = []
+    for model in (ours, plain):
+        inputs = [eps.requires_grad_(), *model.parameters()]
+        first = torch.autograd.grad(model(x, eps)[0].sigmoid().sum(), inputs, create_graph=True)
+        penalty: Tensor = sum(part.square().sum() for part in first)  # type: ignore[assignment]
+        results.append(torch.autograd.grad(penalty, inputs))
+    for one, other in zip(*results, strict=True):
+        assert other.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch's own, when torch.func is first used
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_may_be_taken_image_by_image(training: bool) -> None:
+    model = new_model(2, seed=0).double().train(training)
+    z = torch.randn(3, 2, dtype=torch.float64)
+
+    def jacobian(z: Tensor) -> Any:
+        return torch.func.jacrev(lambda z: model.decode(z[None])[0])(z)
+
+    torch.testing.assert_close(torch.func.vmap(jacobian)(z), torch.stack([jacobian(one) for one in z]))
+
+
+def test_hooks_see_every_layer_and_keep_what_they_saw() -> None:
+    model, seen = new_model(2, seed=0), {}
+
+    def keep(name: str, layer: nn.Module, given: Any, output: Tensor) -> None:
+        seen[name] = output, output.detach().clone()
+
+    for name, layer in model.named_children():
+        layer.register_forward_hook(partial(keep, name))
+        layer.register_full_backward_hook(lambda *given: None)
+    images = torch.rand(3, 1, 28, 28, requires_grad=True)
+    logits, posterior = model(images)
+    negative_elbo(logits, posterior, images.detach()).loss().sum().backward()  # type: ignore[no-untyped-call]
+    assert list(seen) == [name for name, _ in model.named_children()]
+    for kept, then in seen.values():
+        assert torch.equal(kept, then)
+
+
+def test_what_hangs_on_a_layer_takes_part() -> None:
+    """As pruning does, which replaces a layer's weights before each call."""
+    model = new_model(2, seed=0)
+    layers: tuple[Any, ...] = (model.linear1mean, model.deconv1, model.conv3)
+    for layer in layers:
+        prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+        layer.weight_orig.data.zero_()
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(model.encode(images).mean, model.linear1mean.bias.expand(2, 2))
+    assert torch.equal(model.decode(torch.randn(2, 2))[0], model.decode(torch.randn(1, 2))[0])
 
 
 @pytest.mark.parametrize("count", [1, 3])

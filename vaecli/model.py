@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaecli import phases
-from vaecli.layers import convolve_to_one, deconvolve, from_map
+from vaecli.layers import ConvolutionToOne, Deconvolution, MapLinear
 
 
 class Gaussian(NamedTuple):
@@ -59,38 +59,41 @@ class ConvVAE(nn.Module):
         self.z_dim = z_dim
         self.conv1 = nn.Conv2d(1, 32, kernel_size=3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1)
-        self.linear1mean = nn.Linear(64 * 7 * 7, z_dim)
-        self.linear1logvar = nn.Linear(64 * 7 * 7, z_dim)
+        self.linear1mean = MapLinear(64 * 7 * 7, z_dim)
+        self.linear1logvar = MapLinear(64 * 7 * 7, z_dim)
         self.linear2 = nn.Linear(z_dim, 64 * 7 * 7)
-        self.deconv1 = nn.ConvTranspose2d(64, 64, kernel_size=3, stride=2)
-        self.deconv2 = nn.ConvTranspose2d(64, 32, kernel_size=3, stride=2)
+        self.deconv1 = Deconvolution(64, 64, kernel_size=3, stride=2)
+        self.deconv2 = Deconvolution(64, 32, kernel_size=3, stride=2)
         # The transposed convolutions land on 31x31, never on 28; 31 - 4 + 1 = 28 does.
-        self.conv3 = nn.Conv2d(32, 1, kernel_size=4)
+        self.conv3 = ConvolutionToOne(32, 1, kernel_size=4)
 
     def encode(self, images: Tensor) -> Gaussian:
         """Posterior q(z|x) of each image: (B, 1, 28, 28) in [0, 1] -> mean and logvar (B, Z).
 
-        Raises TypeError for uint8, whose greys are 0 to 255.
+        Raises TypeError for integers, whose greys are 0 to 255, and ValueError for another shape.
         """
-        if images.dtype == torch.uint8:
-            raise TypeError("images are uint8, but greys are numbers in [0, 1]: divide them by 255")
-        h = F.relu_(self.conv1(images.to(self.conv1.weight.dtype)))  # (B, 32, 14, 14)
-        h = F.relu_(self.conv2(h))  # (B, 64, 7, 7)
+        if not images.is_floating_point() and images.dtype != torch.bool:
+            raise TypeError(f"images are {images.dtype}, but greys are floats in [0, 1]: divide bytes by 255")
+        if images.shape[1:] != (1, 28, 28):
+            raise ValueError(f"images are {tuple(images.shape)}, not (B, 1, 28, 28)")
+        h = F.relu(self.conv1(images.to(self.conv1.weight.dtype)))  # (B, 32, 14, 14)
+        h = F.relu(self.conv2(h))  # (B, 64, 7, 7)
         h = h.to(self.linear1mean.weight.dtype)  # codes stay float32 where the convolutions are bf16
-        return Gaussian(from_map(self.linear1mean, h), from_map(self.linear1logvar, h))
+        return Gaussian(self.linear1mean(h), self.linear1logvar(h))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28)."""
+        """Logits of the pixels given codes: (B, Z) -> (B, 1, 28, 28), as exact as the weights, in z's own type."""
         if not z.is_floating_point():
             z = z.float()  # codes typed by hand; logits are no integers
-        if z.device.type == "cuda" and not torch.is_grad_enabled():  # pragma: no cover-cuda
+        if z.device.type == "cuda" and z.dim() == 2 and torch.is_inference_mode_enabled():  # pragma: no cover-cuda
+            # Not under `no_grad`, where there are forward-mode derivatives.
             h = z.to(self.linear2.weight.dtype)
             return phases.logits(self.linear2, self.deconv1, self.deconv2, self.conv3, h).to(z.dtype)
-        h = F.relu_(self.linear2(z.to(self.linear2.weight.dtype)))  # (B, 3136)
+        h = F.relu(self.linear2(z.to(self.linear2.weight.dtype)))  # (B, 3136)
         h = h.view(-1, 64, 7, 7)  # (B, 64, 7, 7)
-        h = F.relu_(deconvolve(self.deconv1, h))  # (B, 64, 15, 15)
-        h = F.relu_(deconvolve(self.deconv2, h))  # (B, 32, 31, 31)
-        logits = convolve_to_one(self.conv3, h)  # (B, 1, 28, 28)
+        h = F.relu(self.deconv1(h))  # (B, 64, 15, 15)
+        h = F.relu(self.deconv2(h))  # (B, 32, 31, 31)
+        logits: Tensor = self.conv3(h)  # (B, 1, 28, 28)
         return logits.to(z.dtype)
 
     def forward(self, images: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Gaussian]:
