@@ -32,7 +32,7 @@ LAYERS = (
     {"loss", "mixed"},
     {"model"},
     {"lock"},
-    {"files", "allocator", "layers", "phases", "threads"},
+    {"files", "text", "allocator", "layers", "phases", "threads"},
     {"errors"},
 )
 ONLY_IN = {
@@ -81,7 +81,7 @@ def test_imports_point_down(name: str) -> None:
         assert layer(other) >= layer(name), f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("name", ["errors", "options", "files"])
+@pytest.mark.parametrize("name", ["errors", "options", "files", "text"])
 def test_the_ground_stands_on_errors_alone(name: str) -> None:
     assert ours(MODULES[name]) <= {"errors"}
 

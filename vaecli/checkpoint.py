@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vaecli.errors import CheckpointError
-from vaecli.files import open_regular, parse_json, read_record, write_whole
+from vaecli.files import open_regular, write_whole
 from vaecli.metrics import MAX_BYTES as MAX_HEADER
 from vaecli.metrics import EpochRecord, read_history
 from vaecli.run import FORMAT, MAX_Z_DIM
+from vaecli.text import parse_json, read_record
 
 if TYPE_CHECKING:
     from torch import Tensor, device

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vaecli.errors import DataError
-from vaecli.files import csv_bytes, parse_json, reason
+from vaecli.files import reason
+from vaecli.text import csv_bytes, parse_json
 
 Format = Literal["csv", "jsonl", "npz", "safetensors"]
 Key = Literal["index", "path"]  # what a table calls its images by

@@ -1,29 +1,19 @@
 """Files in and out: written whole or not at all, read only when they are what they should be."""
 
 import contextlib
-import csv
-import dataclasses
 import fcntl
-import functools
-import io
 import itertools
-import json
-import math
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO
 
 from vaecli.errors import VaeError
-
-Record = TypeVar("Record")
 
 # What a write that was killed leaves behind; the group begins with the target's name.
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
@@ -228,78 +218,3 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         if size > limit:
             raise VaeError(f"{os.fspath(path)} has {size:,} bytes, more than {limit:,}. Use a smaller file.")
         return stream.read(size)
-
-
-def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
-    """Rows as CSV in UTF-8, or the bytes that names came in, a newline behind each."""
-    text = io.StringIO()
-    # Python 3.11 quotes a carriage return in a name only where rows end with one.
-    ends = types.SimpleNamespace(write=lambda row: text.write(row.removesuffix("\r\n") + "\n"))
-    csv.writer(ends, lineterminator="\r\n").writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
-
-
-def utf8_name(path: str) -> str:
-    """A path or a part of it as the same text in every locale: its bytes as UTF-8, which some would escape."""
-    return os.fsencode(path).decode(errors="surrogateescape")
-
-
-def parse_json(text: bytes | str, what: str, error: type[VaeError] = VaeError) -> Any:
-    """The value of strict JSON in UTF-8, maybe marked as such: no duplicate keys, no NaN or Infinity, bounded nesting.
-
-    Raises `error` naming `what` otherwise.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key stands twice")
-        return found
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no number")
-
-    try:
-        text = text if isinstance(text, str) else text.decode("utf-8-sig")  # json itself would guess at UTF-16, too
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as failure:
-        words = "nested too deeply" if isinstance(failure, RecursionError) else str(failure)
-        raise error(f"{what} is damaged: not valid JSON ({words}). Restore it or make it anew.") from failure
-
-
-def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[VaeError] = VaeError) -> Record:
-    """A dataclass made from a JSON object with exactly its fields and their plain types.
-
-    Fields with a default may be absent. Numbers must be finite; an integer may stand for a float.
-    Raises `error` naming `what` and the field otherwise.
-    """
-
-    def damaged(words: str) -> VaeError:
-        return error(f"{what} is damaged: {words}. Restore it or make it anew.")
-
-    if not isinstance(value, dict):
-        raise damaged("not a JSON object")
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in value.keys() - fields.keys():
-        raise damaged(f"unknown field '{name}'")
-    types_of = _types_of(cls)
-    arguments: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name not in value:
-            if field.default is not dataclasses.MISSING:
-                continue
-            raise damaged(f"no field '{name}'")
-        item, wanted = value[name], types_of[name]
-        allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-        if float in allowed and isinstance(item, int) and not isinstance(item, bool):
-            with contextlib.suppress(OverflowError):
-                item = float(item)
-        if type(item) not in allowed or (isinstance(item, float) and not math.isfinite(item)):
-            raise damaged(f"field '{name}' is {str(value[name])[:40]!r}")
-        arguments[name] = item
-    return cls(**arguments)
-
-
-@functools.cache
-def _types_of(cls: Callable[..., Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vaecli.errors import DataError
-from vaecli.files import open_regular, reason, utf8_name
+from vaecli.files import open_regular, reason
+from vaecli.text import utf8_name
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vaecli.errors import VaeError
-from vaecli.files import csv_bytes, parse_json, read_record, read_regular, write_whole
+from vaecli.files import read_regular, write_whole
+from vaecli.text import csv_bytes, parse_json, read_record
 
 MAX_EPOCHS = 25_000  # their history makes up to 7 MB, and a stranger's JSON takes 25 times its size in memory
 MAX_LOSS = 2.0**128  # where float32 ends

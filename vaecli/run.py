@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vaecli.errors import CheckpointError, VaeError
-from vaecli.files import LEFTOVER, parse_json, read_record, read_regular, reason, write_whole
+from vaecli.files import LEFTOVER, read_regular, reason, write_whole
 from vaecli.metrics import MAX_EPOCHS
+from vaecli.text import parse_json, read_record
 
 MAX_Z_DIM = 2**15  # the state of a larger model would not fit the size cap of a file, 4 GiB
 MAX_FLOAT = 2.0**127  # of the settings, which are float32 in the step
