@@ -20,6 +20,7 @@ MODULES = {
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"console.process", "console.progress"},
     {"console", "options"},
     {name for name in MODULES if name.startswith("services.")},
     {"services"},
@@ -36,8 +37,8 @@ LAYERS = (
     {"errors"},
 )
 ONLY_IN = {
-    "typer": {"cli", "options", "console"},
-    "rich": {"console"},
+    "typer": {"cli", "options", "console.process"},
+    "rich": {"console.progress"},
     "matplotlib": {"plots", "plots.scatter", "plots.curves"},
     "safetensors": {"checkpoint", "codes"},
     "torchvision": {"data", "sources"},

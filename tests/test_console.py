@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vaecli import console
+from vaecli.console import progress
 from vaecli.metrics import EpochRecord
 from vaecli.services import Observer
 
@@ -33,7 +34,7 @@ def tell_all(observer: Observer) -> None:
 def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
-    with console.observer(quiet=False) as observer:
+    with progress.observer(quiet=False) as observer:
         tell_all(observer)
     assert stderr.getvalue().splitlines() == [
         r"a [note] :dog:\twith \x1b[31mcolour",
@@ -45,7 +46,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
-    with console.observer(quiet=True) as observer:
+    with progress.observer(quiet=True) as observer:
         tell_all(observer)
     assert stderr.getvalue() == ""
 
@@ -54,7 +55,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", stderr)
-    with console.observer(quiet=False) as observer:
+    with progress.observer(quiet=False) as observer:
         tell_all(observer)
     text = stderr.getvalue()
     assert "epoch 3/50 " in text
@@ -77,7 +78,7 @@ def test_no_bars_on_a_dumb_terminal_nor_in_the_background(
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(stderr, "fileno", lambda: 2)
     monkeypatch.setattr(os, "tcgetpgrp", lambda descriptor: os.getpgrp() + background)
-    with console.observer(quiet=False) as observer:
+    with progress.observer(quiet=False) as observer:
         tell_all(observer)
     assert "\x1b[?" not in stderr.getvalue()
     assert stderr.getvalue().splitlines()[1].startswith("epoch 3/50   50%")
@@ -89,7 +90,7 @@ def test_a_bar_fits_and_of_unknown_length_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys, "stderr", stderr)
-    with console.observer(quiet=False) as observer:
+    with progress.observer(quiet=False) as observer:
         observer.begin("epoch 3/50, test", 100)
         observer.advance(50, 160.123)
         observer.begin("sample", 0)
@@ -107,7 +108,7 @@ def test_a_terminal_that_has_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch)
     ours, theirs = pty.openpty()
     gone = open(theirs, "w")  # noqa: SIM115 - closing it fails, as it must
     monkeypatch.setattr(sys, "stderr", gone)
-    with console.observer(quiet=False) as observer:
+    with progress.observer(quiet=False) as observer:
         observer.begin("epoch 3/50", 100)
         os.close(ours)
         tell_all(observer)
@@ -120,7 +121,7 @@ def test_a_terminal_that_has_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch)
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert console.duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,22 +130,22 @@ def test_names_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_bars_show_where_the_answer_cannot_cross_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert console.bars_fit("codes.csv")
+    assert progress.bars_fit("codes.csv")
     with open(tmp_path / "codes.csv", "w") as file:
         monkeypatch.setattr("sys.stdout", file)
-        assert console.bars_fit("-")
+        assert progress.bars_fit("-")
     reader, writer = os.pipe()  # another command's bar may be at its end
     os.close(reader)
     with open(writer, "w") as pipe:
         monkeypatch.setattr("sys.stdout", pipe)
-        assert not console.bars_fit("-")
+        assert not progress.bars_fit("-")
 
 
 def test_a_long_pass_tells_a_log_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr, clock = io.StringIO(), iter([0.0, 0.0, 0.0, 30.0, 60.0, 90.0, 130.0])
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    lines = console._Lines()
+    lines = progress._Lines()
     lines.begin("test", 10)
     lines.advance(10)
     lines.begin("importance sampling", 100, long=True)

@@ -13,6 +13,7 @@ import typer
 
 from vaecli import console, options
 from vaecli.allocator import keep_freed_memory
+from vaecli.console import process, progress
 from vaecli.errors import UsageError, VaeError
 from vaecli.run import Settings, default_folder, read_config
 from vaecli.threads import stay_within_quota
@@ -37,7 +38,7 @@ def main(args: list[str] | None = None) -> int:
     os.environ.pop("SOURCE_DATE_EPOCH", None)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ.pop("TORCH_LOGS", None)  # of parts not used here; empty or wrong, it stops torch from loading
-    return console.run(app, args)
+    return process.run(app, args)
 
 
 def _show_version(wanted: bool) -> None:
@@ -68,7 +69,7 @@ def _vae(
 
 
 @app.command()
-@console.border
+@process.border
 def train(
     context: typer.Context,
     z_dim: options.ZDim = _RECIPE.z_dim,
@@ -125,7 +126,7 @@ def train(
         log_interval=log_interval,
     )
     folder = output_dir or default_folder(dataset, z_dim)
-    with console.observer(quiet) as observer:
+    with progress.observer(quiet) as observer:
         trained = service(
             settings,
             folder,
@@ -153,7 +154,7 @@ def train(
 
 
 @app.command("test")
-@console.border
+@process.border
 def evaluate(
     ckpt: options.Checkpoint,
     split: options.Split = "test",
@@ -191,7 +192,7 @@ def evaluate(
     """
     from vaecli.services.evaluate import evaluate as service
 
-    with console.observer(quiet) as observer:
+    with progress.observer(quiet) as observer:
         result = service(
             ckpt,
             split=split,
@@ -208,7 +209,7 @@ def evaluate(
 
 
 @app.command()
-@console.border
+@process.border
 def encode(
     context: typer.Context,
     ckpt: options.Checkpoint,
@@ -255,7 +256,7 @@ def encode(
         raise UsageError("--json and the table would share stdout. Use --format jsonl, or -o FILE.")
     from vaecli.services.encode import encode as service
 
-    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
+    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
         result = service(
             ckpt,
             [console.stdin() if name == "-" else name for name in inputs or []],
@@ -274,7 +275,7 @@ def encode(
 
 
 @app.command()
-@console.border
+@process.border
 def sample(
     ckpt: options.Checkpoint,
     source: options.From = None,
@@ -325,7 +326,7 @@ def sample(
     _check_json(json, output)
     from vaecli.services.sample import sample as service
 
-    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
+    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
         result = service(
             ckpt,
             output=_target(output),
@@ -347,7 +348,7 @@ def sample(
 
 
 @app.command()
-@console.border
+@process.border
 def scatter(
     ckpt: options.Checkpoint,
     split: options.Split = "test",
@@ -382,7 +383,7 @@ def scatter(
     _check_json(json, output)
     from vaecli.services.scatter import scatter as service
 
-    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
+    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
         result = service(
             ckpt,
             output=_target(output),
@@ -402,7 +403,7 @@ def scatter(
 
 
 @app.command()
-@console.border
+@process.border
 def curves(
     context: typer.Context,
     runs: options.Runs,
@@ -435,7 +436,7 @@ def curves(
         raise UsageError(f"A .csv holds all metrics as they are. Leave out {names}.")
     from vaecli.services.curves import curves as service
 
-    with console.observer(quiet, bars=console.bars_fit(output)) as observer:
+    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
         result = service(runs, output=_target(output), form=form, metric=metric, log_scale=log_scale, observer=observer)
     _answer_output(result, json)
 

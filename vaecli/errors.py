@@ -1,6 +1,6 @@
 """The errors that a user is meant to see: one sentence of what happened, one of what to do.
 
-Every other exception is a bug and keeps its traceback. The border in `console` turns these into
+Every other exception is a bug and keeps its traceback. The border in `console.process` turns these into
 one line on stderr and an exit code.
 """
 

@@ -7,7 +7,7 @@ from vaecli.metrics import EpochRecord
 
 
 class Observer:
-    """Hears of a service's progress. This one keeps it to itself; `console` has those that speak."""
+    """Hears of a service's progress. This one keeps it to itself; `console.progress` has those that speak."""
 
     def note(self, text: str) -> None:
         """Something that a person should know, and maybe what to do; one line."""
