@@ -256,7 +256,7 @@ def encode(
         raise UsageError("--json and the table would share stdout. Use --format jsonl, or -o FILE.")
     from vaecli.services.encode import encode as service
 
-    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
+    with progress.observer(quiet, output) as observer:
         result = service(
             ckpt,
             [console.stdin() if name == "-" else name for name in inputs or []],
@@ -326,7 +326,7 @@ def sample(
     _check_json(json, output)
     from vaecli.services.sample import sample as service
 
-    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
+    with progress.observer(quiet, output) as observer:
         result = service(
             ckpt,
             output=_target(output),
@@ -383,7 +383,7 @@ def scatter(
     _check_json(json, output)
     from vaecli.services.scatter import scatter as service
 
-    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
+    with progress.observer(quiet, output) as observer:
         result = service(
             ckpt,
             output=_target(output),
@@ -436,7 +436,7 @@ def curves(
         raise UsageError(f"A .csv holds all metrics as they are. Leave out {names}.")
     from vaecli.services.curves import curves as service
 
-    with progress.observer(quiet, bars=progress.bars_fit(output)) as observer:
+    with progress.observer(quiet, output) as observer:
         result = service(runs, output=_target(output), form=form, metric=metric, log_scale=log_scale, observer=observer)
     _answer_output(result, json)
 

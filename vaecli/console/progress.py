@@ -14,12 +14,12 @@ from vaecli.services import Observer
 
 
 @contextlib.contextmanager
-def observer(quiet: bool, bars: bool = True) -> Iterator[Observer]:
+def observer(quiet: bool, output: str = "") -> Iterator[Observer]:
     """A service at work: signals raise Interrupted, and people hear of its progress.
 
-    They see bars on a terminal (unless the answer may run across it), lines elsewhere, or nothing.
+    They see bars on a terminal (unless the `output` may run across it), lines elsewhere, or nothing.
     """
-    bars = bars and _has_the_terminal()
+    bars = bars_fit(output) and _has_the_terminal()
     speaking = Observer() if quiet else _Bars() if bars else _Lines()
     with signals_raise():
         try:
