@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, get_args
 
 import typer
 
@@ -246,7 +246,7 @@ def encode(
     """
     if output.endswith("/"):
         raise UsageError(f"A table is one file, and {output} names a folder. Name a file with -o.")
-    chosen = form or _format(output, ("csv", "jsonl", "npz", "safetensors"), "csv", "--format")
+    chosen = form or _format(output, get_args(options.CodesFormat), "csv", "--format")
     if inputs and (unused := _typed(context) & {"split", "dataset"}):
         names = " and ".join(f"--{name}" for name in sorted(unused))
         raise UsageError(f"INPUT and {names} exclude each other. Name the images one way.")
@@ -455,10 +455,11 @@ def _beside(checkpoint: str, name: str) -> str:
 def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> Any:
     """The output's format by its suffix; the default on stdout. Raises UsageError for any other."""
     suffix = os.path.splitext(output)[1].lower().removeprefix(".")
-    if output == "-" or suffix in known:
-        return default if output == "-" else suffix
-    if not suffix and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output):
-        return default  # a device, such as /dev/null, or a named pipe
+    if suffix in known:
+        return suffix
+    special = not suffix and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)
+    if output == "-" or special:  # a device, such as /dev/null, or a named pipe
+        return default
     names = ", ".join(f".{name}" for name in known)
     raise UsageError(f"No format for '{output}': its suffix is none of {names}. Choose one of them with {remedy}.")
 

@@ -11,7 +11,6 @@ Precision = Literal["auto", "fp32", "bf16"]
 CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
 Metric = Literal["loss", "reconstruction", "kl"]
 
-_WALKS = ("grid", "traverse", "interpolate")
 _MAX_FLOAT = 2.0**127  # a larger one is none in float32; as in run.Settings
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?|mps")
 
@@ -47,7 +46,8 @@ def _integers(value: str | None) -> str | None:
 
 
 def _sources(incomplete: str) -> list[str]:
-    return [name for name in ("prior", *_WALKS, "train", "test") if name.startswith(incomplete)]
+    known = ("prior", "grid", "traverse", "interpolate", "train", "test")
+    return [name for name in known if name.startswith(incomplete)]
 
 
 def _given(value: str | None) -> str | None:
