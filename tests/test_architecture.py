@@ -33,7 +33,7 @@ LAYERS = (
     {"loss", "mixed"},
     {"model"},
     {"lock"},
-    {"files", "text", "allocator", "layers", "phases", "threads"},
+    {"files", "text", "allocator", "adam", "layers", "phases", "threads"},
     {"errors"},
 )
 ONLY_IN = {

@@ -7,13 +7,14 @@ from kernels_on_cpu import KernelsThatTouch
 from races import MAIN, Races, Stream
 
 from vaecli import data, engine
+from vaecli.adam import pieces
 from vaecli.by_hand import GradientsByHand
 from vaecli.errors import DivergedError
 from vaecli.fused import FusedGradients
 from vaecli.loss import negative_elbo
 from vaecli.runtime import be_exact
 from vaecli.schedule import Schedule
-from vaecli.training import Trainer, _Steps, pieces
+from vaecli.training import Trainer, _Steps
 
 
 @pytest.mark.parametrize(

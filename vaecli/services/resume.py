@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vaecli import checkpoint, engine
+from vaecli.adam import Adam
 from vaecli.catalog import NAMED
 from vaecli.data import is_missing
 from vaecli.errors import CheckpointError, UsageError, VaeError
@@ -16,7 +17,6 @@ from vaecli.metrics import EpochRecord
 from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
 from vaecli.runtime import choose_device, choose_precision
 from vaecli.sources import data_folder
-from vaecli.training import Adam
 
 # What a resumed run may change: how far it goes, what it keeps and says, and where it computes.
 CHANGEABLE = frozenset({"epochs", "checkpoint_every", "log_interval", "device"})
