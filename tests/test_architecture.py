@@ -29,7 +29,7 @@ LAYERS = (
     {"by_hand"},
     {"arranged"},
     {"engine", "data", "checkpoint", "codes", "grids", "backgrounds", "plots.scatter", "plots.curves"},
-    {"sources", "images", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
+    {"sources", "images", "folders", "idx", "metrics", "run", "runtime", "catalog", "plots", "latent", "schedule"},
     {"loss", "mixed"},
     {"model"},
     {"lock"},

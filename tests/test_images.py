@@ -3,8 +3,6 @@
 import io
 import os
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,6 @@ from vaecli.images import (
     conversion_note,
     fit,
     fit_all,
-    list_images,
     read_image,
     read_images,
 )
@@ -219,39 +216,6 @@ def test_pixels_of_unknown_range_are_refused(tmp_path: Path, kind: type) -> None
         read_image(str(tmp_path / "deep.tiff"))
 
 
-def test_folders_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
-    for name in ("b/2.png", "a/deep/1.JPG", "top.png", "a/.hidden.png", "a/notes.txt", ".git/x.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "a/circle").symlink_to(tmp_path)
-    root = str(tmp_path)
-    notes: list[str] = []
-    assert list_images(root, notes.append) == [
-        (os.path.join(root, "a/deep/1.JPG"), "a"),
-        (os.path.join(root, "b/2.png"), "b"),
-        (os.path.join(root, "top.png"), None),
-    ]
-    (note,) = notes
-    assert f"1 of 4 files in {root}, such as {root}/a/notes.txt" in note
-
-
-def test_classes_are_the_same_text_in_every_locale(tmp_path: Path) -> None:
-    (tmp_path / "ß").mkdir()
-    (tmp_path / "ß/1.png").touch()
-    code = f"from vaecli.images import list_images; print(ascii(list_images({str(tmp_path)!r}, print)[0][1]))"
-    for settings in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        done = subprocess.run([sys.executable, "-c", code], env=os.environ | settings, capture_output=True, check=True)
-        assert done.stdout == rb"'\xdf'" + b"\n"
-
-
-def test_a_class_has_one_name_in_both_forms_of_unicode(tmp_path: Path) -> None:
-    """As a letter and an accent, as macOS writes names, or as one character; the order is that of the latter."""
-    for name in ("e\u0301", "\xe9", "f"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").touch()
-    assert [name for _, name in list_images(str(tmp_path), print)] == ["f", "\xe9", "\xe9"]
-
-
 def test_conversions_are_counted(tmp_path: Path) -> None:
     for index, size in enumerate([(40, 30), (28, 28), (28, 29)]):
         Image.new("L", size, 255).save(tmp_path / f"{index}.png")
@@ -284,17 +248,3 @@ def test_grey_paper_is_bright() -> None:
     page[:, 10:18, 10:18] = 0
     torn[:, :, :12] = 0
     assert [bool(bright_backgrounds(images)) for images in (page, 255 - page, torn)] == [True, False, True]
-
-
-def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:
-    deep = tmp_path / "class" / "/".join("abcdefghijklmnopqrst")
-    deep.mkdir(parents=True)
-    (deep / "1.png").touch()
-    assert list_images(str(tmp_path), print) == [(str(deep / "1.png"), "class")]
-
-
-def test_every_kind_of_picture_is_listed(tmp_path: Path) -> None:
-    names = [f"1.{kind}" for kind in ["bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"]]
-    for name in names:
-        (tmp_path / name).touch()
-    assert [os.path.basename(path) for path, _ in list_images(str(tmp_path), print)] == names

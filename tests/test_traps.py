@@ -22,7 +22,7 @@ from test_idx import idx_bytes
 
 from vaecli import data
 from vaecli.errors import VaeError
-from vaecli.images import list_images
+from vaecli.folders import list_images
 
 __all__ = ["readers"]  # the fixture
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from vaecli.catalog import IDX_FILES, NAMED
 from vaecli.errors import DataError
 from vaecli.files import open_regular
+from vaecli.folders import find_file, image_roots, list_images
 from vaecli.idx import IdxFile, most_unpacked, read_values
-from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
+from vaecli.images import SIDE, Pixels, conversion_note, fit_all, read_images
 from vaecli.runtime import generator
-from vaecli.sources import find_file, image_roots, locate, read_with_torchvision
+from vaecli.sources import locate, read_with_torchvision
 
 SplitName = Literal["train", "test"]
 Note = Callable[[str], None]

@@ -4,10 +4,8 @@ import contextlib
 import os
 import re
 import threading
-import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -16,13 +14,11 @@ from PIL import Image, UnidentifiedImageError
 
 from vaecli.errors import DataError
 from vaecli.files import open_regular, reason
-from vaecli.text import utf8_name
 
 Pixels = npt.NDArray[np.uint8]
 
 SIDE = 28
 MIN_SIDE = 4
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 # The decoders that a stranger's file may reach, whatever its suffix says: Pillow knows 40 more, one
 # of which (EPS) hands the file to Ghostscript, a whole programming language.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -32,7 +28,6 @@ MAX_PIXELS = 35_000_000  # A4 at 600 dpi; a picture takes 4 bytes a pixel while 
 # Python, and a JPEG, maybe from a telephone with 50 million, is decoded at a part of its size.
 _COSTS = {"WEBP": 2, "bmp_rle": 20, "ppm_plain": 20, "JPEG": 0.5, "MPO": 0.5, "jpeg": 0.5}
 MAX_SIDE = 2**16
-MAX_DEPTH = 100  # of folders in one another
 MAX_SCANS = 40  # of a progressive JPEG, which has ten or so; one of 60 bytes can pass over all pixels
 # Of a JPEG: those that begin a segment, whose length follows, and the end.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
@@ -50,52 +45,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def list_images(folder: str, note: Callable[[str], None]) -> list[tuple[str, str | None]]:
-    """The image files below `folder` in sorted order, each with its class.
-
-    As in torchvision's ImageFolder, the class is the first subfolder's name; a file that lies in
-    `folder` itself has none. Links are followed, circles of links only once. Hidden files are
-    passed over, and those of other suffixes, of which `note` hears. Raises DataError if a folder
-    cannot be read.
-    """
-    found: list[tuple[list[str], str]] = []
-    others: list[str] = []
-    visited: set[tuple[int, int]] = set()
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check its permissions.") from error
-
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        try:
-            status = os.stat(parent)
-        except OSError as error:
-            refuse(error)
-        if parent.count(os.sep) > folder.count(os.sep) + MAX_DEPTH:
-            raise DataError(f"{folder} is nested more than {MAX_DEPTH} folders deep. Name a folder in it.")
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                continue
-            path = os.path.join(parent, name)
-            if name.lower().endswith(SUFFIXES):
-                # One name may come in two forms of Unicode, of which macOS gives the other.
-                parts = Path(path).relative_to(folder).parts
-                found.append(([unicodedata.normalize("NFC", utf8_name(part)) for part in parts], path))
-            else:
-                others.append(path)
-    if others:
-        count = len(found) + len(others)
-        note(
-            f"Passed over {len(others):,} of {count:,} files in {folder}, such as {min(others)}: "
-            f"images are those that end in {', '.join(SUFFIXES)}."
-        )
-    return [(path, parts[0] if len(parts) > 1 else None) for parts, path in sorted(found)]
 
 
 def read_image(path: str) -> tuple[Pixels, bool]:

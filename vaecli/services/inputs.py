@@ -12,11 +12,11 @@ from vaecli import checkpoint, data, engine
 from vaecli.backgrounds import Backgrounds
 from vaecli.errors import DataError
 from vaecli.files import reason
+from vaecli.folders import image_roots
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
 from vaecli.runtime import be_exact, choose_device, memory_errors
 from vaecli.services import Observer
-from vaecli.sources import image_roots
 
 MAX_LISTING = 2**28  # bytes of a list of paths
 

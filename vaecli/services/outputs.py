@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vaecli.errors import VaeError
+from vaecli.folders import SUFFIXES, image_roots
 from vaecli.idx import is_idx
-from vaecli.images import SUFFIXES
 from vaecli.run import CONFIG, METRICS, is_run_file
-from vaecli.sources import image_roots
 
 
 @dataclass(frozen=True)
