@@ -29,6 +29,7 @@ LAYERS = (
     {"by_hand"},
     {"arranged"},
     {"engine", "data", "checkpoint", "codes", "grids", "backgrounds", "plots.scatter", "plots.curves"},
+    {"metadata"},
     {"sources", "images", "run", "runtime", "plots", "latent", "schedule"},
     {"wheel", "folders", "idx", "catalog", "metrics"},
     {"loss", "mixed"},

@@ -20,6 +20,7 @@ from vaecli.cli import main
 from vaecli.errors import DataError
 from vaecli.loss import kl
 from vaecli.measures import importance_bound, knn_accuracy, latent_usage, log_likelihood
+from vaecli.metadata import Metadata
 from vaecli.model import ConvVAE, Gaussian
 from vaecli.run import Settings
 from vaecli.services.evaluate import evaluate
@@ -38,7 +39,7 @@ def learned_model(z_dim: int, folder: Path) -> ConvVAE:
     return engine.prepare(checkpoint.load(result.checkpoint, CPU)[0], CPU)
 
 
-def lively(trained: Trained) -> tuple[ConvVAE, checkpoint.Metadata]:
+def lively(trained: Trained) -> tuple[ConvVAE, Metadata]:
     """A model whose codes vary: two epochs on 500 digits do not get so far."""
     model, metadata = checkpoint.load(trained.checkpoint, CPU)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import pytest
 from conftest import Notes
 
 from vaecli import checkpoint, reference
+from vaecli.metadata import Metadata
 from vaecli.reference import TEST_LOSSES, expected
 from vaecli.services.evaluate import evaluate
 from vaecli.services.resume import Trained
@@ -17,7 +18,7 @@ def on_the_reference(notes: Notes) -> list[str]:
 
 
 @pytest.fixture
-def source(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> checkpoint.Metadata:
+def source(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Metadata:
     """The trained run's metadata, its data and its settings being the reference's for this test."""
     metadata = checkpoint.read_metadata(trained.checkpoint)
     monkeypatch.setattr(reference, "_TRAIN", metadata.data.train_sha256)
@@ -47,7 +48,7 @@ def test_the_reference_is_three_seeds_of_fifty_epochs() -> None:
     ],
 )
 def test_a_comparable_loss_is_compared(
-    trained: Trained, source: checkpoint.Metadata, monkeypatch: pytest.MonkeyPatch, shift: float, words: str
+    trained: Trained, source: Metadata, monkeypatch: pytest.MonkeyPatch, shift: float, words: str
 ) -> None:
     second = trained.test_losses[1] + shift
     monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((300.0, second - 0.1), (300.0, second + 0.1))})
@@ -60,7 +61,7 @@ def test_a_comparable_loss_is_compared(
     assert on_the_reference(notes) == [heard]
 
 
-def test_a_run_is_among_itself(trained: Trained, source: checkpoint.Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_among_itself(trained: Trained, source: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference has two decimals, so its own runs lie beyond it by less than it can say."""
     monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((300.0, round(trained.test_losses[1], 2)),)})
     notes = Notes()
@@ -72,7 +73,7 @@ def test_later_epochs_are_judged_more_strictly() -> None:
     assert [reference.margin(epoch) for epoch in (1, 9, 10, 50)] == [2.0, 2.0, 1.5, 1.5]
 
 
-def test_nothing_else_is_compared(source: checkpoint.Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_else_is_compared(source: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TEST_LOSSES", {2: ((1.0, 2.0), (3.0, 4.0))})
     assert expected(source) == (2.0, 4.0)
     assert expected(dataclasses.replace(source, epoch=1)) == (1.0, 3.0)

@@ -8,7 +8,6 @@ torch is imported where tensors are needed, because `vae curves` reads histories
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,10 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vaecli.errors import CheckpointError
 from vaecli.files import open_regular, write_whole
+from vaecli.metadata import Metadata
 from vaecli.metrics import MAX_BYTES as MAX_HEADER
-from vaecli.metrics import EpochRecord, read_history
-from vaecli.run import FORMAT, MAX_Z_DIM
-from vaecli.text import parse_json, read_record
+from vaecli.text import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -29,95 +27,7 @@ if TYPE_CHECKING:
     from vaecli.model import ConvVAE
 
 MAX_BYTES = 2**32  # of a file: z_dim 32,768 with Adam's moments takes 3.7 GB
-MAX_CLASSES, MAX_NAME = 10_000, 255  # class names, and the characters of one: names of folders
-_MODEL = "ConvVAE"
 _ANOTHER, _ANEW = "Use a checkpoint made by 'vae train'.", "Restore it, or begin anew with --overwrite."
-
-
-@dataclass(frozen=True)
-class Training:
-    """The settings that shaped the weights. `epochs` is the total that the run was to reach."""
-
-    batch_size: int
-    beta: float
-    epochs: int
-    lr: float
-    precision: str
-    seed: int
-    lr_schedule: str = "constant"  # the first weights files had neither of these
-    kl_warmup: int = 0
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """The data set as typed, and a SHA-256 over shape, pixels and labels of each split."""
-
-    dataset: str
-    train_sha256: str
-    test_sha256: str
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """All that travels with the weights: no times, hosts or paths, so equal models are equal files."""
-
-    z_dim: int
-    training: Training
-    data: DataSource
-    class_names: tuple[str, ...]
-    epoch: int
-    history: tuple[EpochRecord, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The value of the file's one metadata key, `vae`."""
-        return {
-            "format": FORMAT,
-            "model": {"name": _MODEL, "z_dim": self.z_dim},
-            "training": dataclasses.asdict(self.training),
-            "data": dataclasses.asdict(self.data),
-            "class_names": list(self.class_names),
-            "epoch": self.epoch,
-            "history": [record.without_speed().to_json() for record in self.history],
-        }
-
-    @classmethod
-    def from_json(cls, value: Any, what: str, remedy: str = _ANOTHER) -> "Metadata":
-        """Raises CheckpointError if the value is of another model, of a newer format or damaged."""
-
-        def damaged(words: str) -> CheckpointError:
-            return CheckpointError(f"{what} is damaged: {words}. {remedy}")
-
-        if not isinstance(value, dict) or type(value.get("format")) is not int:
-            raise damaged("no format in its metadata")
-        if value["format"] > FORMAT:
-            raise CheckpointError(f"{what} was made by a newer vae (format {value['format']}). Upgrade vaecli.")
-        wanted = {"format", "model", "training", "data", "class_names", "epoch", "history"}
-        if value.keys() == wanted | {"step"}:
-            raise CheckpointError(f"{what} is the state of a run and no weights file. Name the run folder.")
-        if value["format"] != FORMAT or value.keys() != wanted:
-            raise damaged("its metadata has other fields than format 1")
-        model, names, epoch = value["model"], value["class_names"], value["epoch"]
-        if not isinstance(model, dict) or model.keys() != {"name", "z_dim"} or model["name"] != _MODEL:
-            raise CheckpointError(f"{what} holds another model. {remedy}")
-        if type(model["z_dim"]) is not int or not 1 <= model["z_dim"] <= MAX_Z_DIM:
-            raise damaged(f"its z_dim is no integer from 1 to {MAX_Z_DIM:,}")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise damaged("its class names are no list of strings")
-        if len(names) > MAX_CLASSES or len(max(names, key=len, default="")) > MAX_NAME:
-            raise damaged("its class names are too many or too long")
-        if not isinstance(value["history"], list):
-            raise damaged("its history is no list")
-        history = read_history(value["history"], what, CheckpointError)
-        if type(epoch) is not int or epoch != len(history):
-            raise damaged("its epoch and its history differ")
-        return cls(
-            z_dim=model["z_dim"],
-            training=read_record(Training, value["training"], what, CheckpointError),
-            data=read_record(DataSource, value["data"], what, CheckpointError),
-            class_names=tuple(names),
-            epoch=epoch,
-            history=tuple(history),
-        )
 
 
 def save(path: str, weights: Mapping[str, "Tensor"], metadata: Metadata) -> None:
@@ -132,7 +42,7 @@ def load(path: str, device: "device") -> tuple["ConvVAE", Metadata]:
     from vaecli.model import ConvVAE
 
     with _opened(path) as file:
-        metadata = Metadata.from_json(file.value, path)
+        metadata = Metadata.from_json(file.value, path, file.remedy)
         with torch.device("meta"):  # no weights are drawn, so no global generator moves
             model = ConvVAE(metadata.z_dim)
         weights = _tensors(file, _shapes(model))
@@ -143,7 +53,7 @@ def load(path: str, device: "device") -> tuple["ConvVAE", Metadata]:
 def read_metadata(path: str) -> Metadata:
     """What a weights file says of itself, without torch. Raises CheckpointError."""
     with _opened(path) as file:
-        return Metadata.from_json(file.value, path)
+        return Metadata.from_json(file.value, path, file.remedy)
 
 
 def save_state(path: str, model: "ConvVAE", optimizer: "Adam", metadata: Metadata) -> None:

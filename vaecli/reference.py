@@ -5,7 +5,7 @@ seed 0 in float32, the others in bf16, which made no difference over ten epochs 
 results SEEDS=3` makes such runs again; other hardware or threads round otherwise.
 """
 
-from vaecli.checkpoint import Metadata
+from vaecli.metadata import Metadata
 from vaecli.run import Settings
 
 _RECIPE = Settings()

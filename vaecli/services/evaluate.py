@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from vaecli import checkpoint, data, engine, measures, reference
+from vaecli import data, engine, measures, reference
 from vaecli.errors import DataError, UsageError, VaeError
 from vaecli.images import SIDE
+from vaecli.metadata import Metadata
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split, posterior_means
@@ -135,7 +136,7 @@ def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int,
     return measures.knn_accuracy(known, train.labels, asked, test.labels, knn)
 
 
-def _note_unused(active: int | None, metadata: checkpoint.Metadata, dataset: str | None, observer: Observer) -> None:
+def _note_unused(active: int | None, metadata: Metadata, dataset: str | None, observer: Observer) -> None:
     if active == 0 and dataset is not None:  # which says little of the model
         observer.note(f"All images of {dataset} get nearly the same code.")
     elif active == 0:
@@ -149,7 +150,7 @@ def _note_unused(active: int | None, metadata: checkpoint.Metadata, dataset: str
         )
 
 
-def _note_expected(metadata: checkpoint.Metadata, split: data.Split, loss: float, observer: Observer) -> None:
+def _note_expected(metadata: Metadata, split: data.Split, loss: float, observer: Observer) -> None:
     """Where the loss falls among those of the reference runs, if there are any to compare with."""
     runs = reference.expected(metadata)
     if not runs or split.sha256() != metadata.data.test_sha256:

@@ -13,6 +13,7 @@ from vaecli.backgrounds import Backgrounds
 from vaecli.errors import DataError
 from vaecli.files import reason
 from vaecli.folders import image_roots
+from vaecli.metadata import Metadata
 from vaecli.model import ConvVAE
 from vaecli.run import find_checkpoint
 from vaecli.runtime import be_exact, choose_device, memory_errors
@@ -27,7 +28,7 @@ class Opened:
 
     path: str
     model: ConvVAE
-    metadata: checkpoint.Metadata
+    metadata: Metadata
     device: torch.device
 
     def seed(self, chosen: int | None) -> int:

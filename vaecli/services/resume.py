@@ -13,6 +13,7 @@ from vaecli.adam import Adam
 from vaecli.catalog import NAMED
 from vaecli.data import is_missing
 from vaecli.errors import CheckpointError, UsageError, VaeError
+from vaecli.metadata import Metadata, Training
 from vaecli.metrics import EpochRecord
 from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
 from vaecli.runtime import choose_device, choose_precision
@@ -84,7 +85,7 @@ def _same_path(one: str | Path, other: str | Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
-def require_settings(folder: str, settings: Settings, metadata: checkpoint.Metadata) -> None:
+def require_settings(folder: str, settings: Settings, metadata: Metadata) -> None:
     """Raise VaeError if a state with this metadata is of a run with other settings."""
     before = metadata.training
     if before.lr_schedule == "constant":  # else the total is part of the schedule
@@ -93,10 +94,10 @@ def require_settings(folder: str, settings: Settings, metadata: checkpoint.Metad
         raise VaeError(f"{os.path.join(folder, STATE)} was made with other settings than {CONFIG}. Use --overwrite.")
 
 
-def training_of(settings: Settings) -> checkpoint.Training:
+def training_of(settings: Settings) -> Training:
     """Those of the settings that are kept with the weights."""
-    names = (field.name for field in dataclasses.fields(checkpoint.Training))
-    return checkpoint.Training(**{name: getattr(settings, name) for name in names})
+    names = (field.name for field in dataclasses.fields(Training))
+    return Training(**{name: getattr(settings, name) for name in names})
 
 
 def already_finished(folder: str, settings: Settings, *, repair: bool) -> Trained | None:
@@ -118,7 +119,7 @@ def already_finished(folder: str, settings: Settings, *, repair: bool) -> Traine
     return trained(path, metadata.history)
 
 
-def _is_sound(path: str, metadata: checkpoint.Metadata) -> bool:
+def _is_sound(path: str, metadata: Metadata) -> bool:
     try:
         return checkpoint.load(path, torch.device("cpu"))[1] == metadata
     except CheckpointError:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Set
 import torch
 
 from vaecli import checkpoint, data, engine
-from vaecli.checkpoint import DataSource, Metadata
 from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
 from vaecli.lock import lock_folder
+from vaecli.metadata import DataSource, Metadata
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
 from vaecli.run import CONFIG, METRICS, STATE, Settings, check_path, remove, remove_leftovers, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, emulates_bf16, memory_errors
