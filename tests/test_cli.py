@@ -28,8 +28,8 @@ from vaecli import checkpoint, data, engine
 from vaecli.cli import main
 from vaecli.run import Settings
 from vaecli.runtime import noise
+from vaecli.services.epochs import Run
 from vaecli.services.resume import Trained
-from vaecli.services.train import _Run
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="of Linux: /dev/full, and names that are no UTF-8")
 
@@ -976,14 +976,14 @@ def test_what_train_advises_names_the_data_folder(invoke: Invoke) -> None:
 
 def test_an_answer_needs_no_config(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which may be lost, or half written, when the training ends."""
-    train = _Run.train
+    train = Run.train
 
-    def losing(run: _Run) -> Trained:
+    def losing(run: Run) -> Trained:
         trained = train(run)
         Path(run.folder, "config.json").unlink()
         return trained
 
-    monkeypatch.setattr(_Run, "train", losing)
+    monkeypatch.setattr(Run, "train", losing)
     result = invoke(*TRAIN, "-o", "run")
     assert (result.exit_code, result.stdout) == (0, "run/check1.safetensors\n")
 

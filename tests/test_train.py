@@ -20,7 +20,7 @@ from vaecli.errors import DivergedError, Interrupted, UsageError, VaeError
 from vaecli.metrics import EpochRecord, read_metrics, write_metrics
 from vaecli.run import Settings
 from vaecli.services import Observer
-from vaecli.services import train as service
+from vaecli.services import epochs as service
 from vaecli.services.evaluate import evaluate
 from vaecli.services.inputs import find_split, open_checkpoint
 from vaecli.services.resume import Trained
@@ -514,7 +514,7 @@ def test_a_signal_during_the_commit_completes_it(
     whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """The last weights, the metrics and the state agree, wherever the signal came."""
-    module = "vaecli.services.train"
+    module = "vaecli.services.epochs"
     real = write_metrics if place == "write_metrics" else checkpoint.save_state
     calls: list[int] = []
 
