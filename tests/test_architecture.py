@@ -35,7 +35,7 @@ LAYERS = (
     {"loss", "mixed"},
     {"model"},
     {"lock"},
-    {"files", "text", "allocator", "adam", "layers", "phases", "threads"},
+    {"files", "text", "allocator", "adam", "aside", "layers", "phases", "threads"},
     {"errors"},
 )
 ONLY_IN = {

@@ -200,7 +200,7 @@ def test_no_two_streams_are_at_the_same_memory(
             dtype = torch.bfloat16 if bf16 else torch.float32
             steps._compute = FusedGradients(model, 3, dtype, KernelsThatTouch(model.parameters()))
         races = Races()
-        steps._compute._aside = [Stream(races, number + 1) for number in range(streams)]  # type: ignore[misc]
+        steps._compute.aside.streams = [Stream(races, number + 1) for number in range(streams)]  # type: ignore[misc]
         monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream(races, races.stream))
         monkeypatch.setattr("torch.cuda.stream", Stream.current)
         with races:

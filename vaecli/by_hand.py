@@ -11,8 +11,7 @@ ones, 63 instead of 100 ms (two Zen 3 cores, torch 2.14, medians of 3 runs in tu
 (B, H, W, C), in one piece.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from vaecli import phases
 from vaecli.arranged import Heads, Layers, arranged_heads, arranged_layers
+from vaecli.aside import Aside
 from vaecli.loss import kl, reconstruction
 from vaecli.mixed import KEPT_IN_FLOAT32
 from vaecli.model import ConvVAE, Gaussian
@@ -40,16 +40,12 @@ class GradientsByHand:
     `gradients` holds a tensor for each parameter, by name, which each call overwrites.
     """
 
-    STREAMS = 6  # aside, taking turns: with 3 a step took 5% longer, with 2 22% (before `fused`)
-
     def __init__(self, model: ConvVAE, batch_size: int, dtype: torch.dtype) -> None:
         self.weights = dict(model.named_parameters())
         self.gradients = {name: torch.empty_like(weight) for name, weight in self.weights.items()}
         self.dtype, self._wide = dtype, model.conv1.weight.dtype
         self._device = model.conv1.weight.device
-        streams = self.STREAMS if self._device.type == "cuda" else 0
-        self._aside = [torch.cuda.Stream(self._device) for _ in range(streams)]  # type: ignore[no-untyped-call]
-        self._busy: list[torch.cuda.Stream] = []
+        self.aside = Aside(self._device)
 
         def zeros(*size: int) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=self._device)
@@ -112,7 +108,7 @@ class GradientsByHand:
         h1, windows1 = self._conv1(w)
         h2 = relu_product(windows1, w.conv2, w.conv2_bias)  # (B*7*7, 64)
         codes, reach, h3, windows3 = self._through_codes(h2, heads, w)
-        with self.meanwhile():
+        with self.aside.meanwhile():
             begin()
             windows0 = self._windows0.clone()
             terms = torch.empty(2, count, dtype=self._wide, device=self._device)
@@ -121,32 +117,32 @@ class GradientsByHand:
         windows4 = self._windows_of_phases(phases4)
         phases5 = relu_product(windows4, w.up2, w.up2_bias)  # (B*16*16, 4*32)
         logits = self._logits_and_slopes(phases5.view(-1, 32) @ w.taps)
-        self.join()
+        self.aside.join()
 
-        with self.meanwhile():
+        with self.aside.meanwhile():
             terms[0] = reconstruction(logits.unsqueeze(1), self._x.unsqueeze(1))
             read_next(terms)
         around, d5 = self._back_through_conv3(w, phases5)
-        with self.meanwhile():
+        with self.aside.meanwhile():
             of_conv3 = (around.t() @ phases5.view(-1, 32)).index_select(0, self._mirror)
             self._store("conv3.weight", of_conv3.t() / count)
             self._store("conv3.bias", self._slopes[..., 0].sum((1, 2), dtype=self._wide).mean())
             update("conv3")
         # Before what is computed aside, for a GPU begins with it then: 161 instead of 165 us a step (H200, a run each).
         d_map4 = input_gradient(d5.view(count, 16, 16, 128), (count, 15, 15, 64), as_taps(w.up2, 2))
-        with self.meanwhile():
+        with self.aside.meanwhile():
             self._store_deconvolution("deconv2", d5, self._windows4)
             update("deconv2")
         d4 = self._gradient_of_phases(d_map4, phases4)
         d_map3 = input_gradient(d4.view(count, 8, 8, 256), (count, 7, 7, 64), as_taps(w.up1, 2))
-        with self.meanwhile():
+        with self.aside.meanwhile():
             self._store_deconvolution("deconv1", d4, self._windows3)
             update("deconv1")
         d3, d_codes, d2 = self._back_through_codes(d_map3, h3, w.linear2, codes, reach, kl_weight, heads.weight, h2)
-        with self.meanwhile():
+        with self.aside.meanwhile():
             self._store_at_codes(h2, d_codes, d3)
             update("linear1mean", "linear1logvar", "linear2")
-        with self.meanwhile():
+        with self.aside.meanwhile():
             of_conv2 = d2.t() @ self._windows1.rows
             self._store("conv2.weight", as_taps(of_conv2[:, :288], 3))
             self._store("conv2.bias", of_conv2[:, 288])
@@ -154,7 +150,7 @@ class GradientsByHand:
         d_map1 = input_gradient(d2.view(count, 7, 7, 64), (count, 14, 14, 32), as_taps(w.conv2, 3), stride=2)
         self._store_conv1(d_map1, h1, windows0)
         update("conv1")
-        self.join()  # before any tensor of this call is freed, too
+        self.aside.join()  # before any tensor of this call is freed, too
         return terms
 
     # What lies between the products. `fused` has each of these as one kernel.
@@ -249,32 +245,6 @@ class GradientsByHand:
         of_conv1 = d1.t() @ windows0.view(-1, 16)
         self._store("conv1.weight", of_conv1[:, :9])
         self._store("conv1.bias", of_conv1[:, 9])
-
-    @contextlib.contextmanager
-    def meanwhile(self) -> Iterator[None]:
-        """Aside: what is within may read what is computed outside before, or was before the last `join`.
-
-        After the next one it may be read itself.
-        """
-        if not self._aside:
-            yield
-            return
-        stream = self._aside[0]
-        self._aside = [*self._aside[1:], stream]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        self._busy.append(stream)
-        with torch.cuda.stream(stream):
-            yield
-
-    def join(self) -> None:
-        """Wait for all that is computed aside.
-
-        Waiting for an event in the midst of it would do, but a graph with such events crashed when it was
-        replayed (torch 2.11, driver 580).
-        """
-        for stream in self._busy:
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-        self._busy.clear()
 
     def _store(self, name: str, gradient: Tensor) -> None:
         self.gradients[name].copy_(gradient.reshape(self.gradients[name].shape))

@@ -224,7 +224,7 @@ class _Graph(_Steps):  # pragma: no cover-cuda
                 try:
                     super().step()
                 finally:  # else the end of the recording would fail in place of what failed within
-                    self._compute.join()
+                    self._compute.aside.join()
 
     def step(self) -> None:
         self._graph.replay()
