@@ -211,10 +211,8 @@ def addresses_of(weight: Tensor) -> Tensor:
 
 def gradients_by_hand(model: ConvVAE, batch_size: int, dtype: torch.dtype) -> GradientsByHand:
     """The fastest for this model, its device and these sizes."""
-    weight = model.conv1.weight
-    device, fits = weight.device, batch_size <= MOST_IMAGES and model.z_dim <= MOST_Z
-    if not fits or device.type != "cuda" or weight.dtype != torch.float32:
-        return GradientsByHand(model, batch_size, dtype)
-    if not compiles_for(torch.cuda.get_device_capability(device)):  # pragma: no cover-cuda
-        return GradientsByHand(model, batch_size, dtype)
-    return FusedGradients(model, batch_size, dtype, _kernels(device, batch_size, model.z_dim, dtype))
+    device, wide = model.conv1.weight.device, model.conv1.weight.dtype
+    fits = wide == torch.float32 and batch_size <= MOST_IMAGES and model.z_dim <= MOST_Z
+    if fits and device.type == "cuda" and compiles_for(torch.cuda.get_device_capability(device)):
+        return FusedGradients(model, batch_size, dtype, _kernels(device, batch_size, model.z_dim, dtype))
+    return GradientsByHand(model, batch_size, dtype)
