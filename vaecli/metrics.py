@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,4 +77,4 @@ def to_csv(runs: Mapping[str, Sequence[EpochRecord]]) -> bytes:
     """The epochs of named runs as one table, a row a run and epoch; empty where no speed was measured."""
     header = ["run", *(field.name for field in dataclasses.fields(EpochRecord))]
     rows = ([name, *dataclasses.astuple(record)] for name, records in runs.items() for record in records)
-    return csv_bytes(itertools.chain([header], rows))
+    return csv_bytes([header, *rows])

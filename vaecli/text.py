@@ -79,7 +79,7 @@ def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[V
             raise damaged(f"no field '{name}'")
         item, wanted = value[name], types_of[name]
         allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-        if float in allowed and isinstance(item, int) and not isinstance(item, bool):
+        if float in allowed and type(item) is int:
             with contextlib.suppress(OverflowError):
                 item = float(item)
         if type(item) not in allowed or (isinstance(item, float) and not math.isfinite(item)):
