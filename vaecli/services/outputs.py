@@ -44,12 +44,11 @@ def guard_output(output: str | BinaryIO, *sources: str | BinaryIO) -> None:
     if not os.path.exists(output):
         return
     for source in sources:
-        if not isinstance(source, str):
-            if _is_open(source, output):
-                raise VaeError(f"The output {output} is also the standard input. Choose another -o.")
-            continue
-        if os.path.exists(source) and os.path.samefile(output, source):
-            raise VaeError(f"The output {output} is also an input. Choose another -o.")
+        if isinstance(source, str):
+            if os.path.exists(source) and os.path.samefile(output, source):
+                raise VaeError(f"The output {output} is also an input. Choose another -o.")
+        elif _is_open(source, output):
+            raise VaeError(f"The output {output} is also the standard input. Choose another -o.")
     if is_idx(output):  # maybe of a named set, wherever that lies; no command writes such files
         raise VaeError(f"The output {output} is a file of a data set. Choose another -o.")
 
