@@ -11,7 +11,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 CodesFormat = Literal["csv", "jsonl", "npz", "safetensors"]
 Metric = Literal["loss", "reconstruction", "kl"]
 
-_MAX_FLOAT = 2.0**127  # a larger one is none in float32; as in run.Settings
+_MAX_FLOAT = 2.0**127  # the last power of 2 in float32; as in run.Settings
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?|mps")
 
 

@@ -144,14 +144,13 @@ def _check_usage(
             *others, last = sources
             fitting = f"{', '.join(others)} or {last}" if others else last
             raise UsageError(f"--from {name} does not go with {option}. That goes with --from {fitting}.")
-    if name == "interpolate" and len(indices or ()) < 2:
+    named = len(indices or ())
+    if name == "interpolate" and named < 2:
         raise UsageError(
             "--from interpolate needs two test images or more. Name them by number with --indices, such as 18,61."
         )
-    if name == "interpolate" and (count or DEFAULT_COUNT) < len(indices or ()):
-        raise UsageError(
-            f"--indices names {len(indices or ()):,} images, more than -n {count or DEFAULT_COUNT:,}. Use a larger -n."
-        )
+    if name == "interpolate" and named > (wanted := count or DEFAULT_COUNT):
+        raise UsageError(f"--indices names {named:,} images, more than -n {wanted:,}. Use a larger -n.")
     if name == "grid" and dims and len(dims) > 2:
         raise UsageError("A grid has one or two dimensions. Use --dims I,J, or --from traverse.")
     if dims and len(set(dims)) < len(dims):
