@@ -135,8 +135,8 @@ def test_columns_are_found_by_name() -> None:
         (b"z_0;z_1\n1;2\n", "comma-separated"),
         (b"PK\x03\x04\0\0\xff", "no text in UTF-8"),
         ("z_0,z_1\n1,2\n".encode("utf-16"), "no text in UTF-8"),
-        (b"z_0\n1\n", "1 dimensions, but the model's have 2"),
-        (b"mean_0,mean_1,mean_2\n1,2,3\n", "3 dimensions"),
+        (b"z_0\n1\n", "z_dim 1, but the model's is 2"),
+        (b"mean_0,mean_1,mean_2\n1,2,3\n", "z_dim 3"),
         (b"z_0,z_2\n1,2\n", "no column z_1"),
         (b"z_0,z_0,z_1\n1,2,3\n", "z_0 twice"),
         (b"z_0,z_1\n1,2\n1\n", "line 3 has 1 values"),
@@ -197,6 +197,11 @@ def test_columns_may_be_aligned_with_spaces() -> None:
 def test_jsonl_has_nine_digits() -> None:
     codes = Codes([0], [None], np.full((1, 1), 0.1, np.float32), np.zeros((1, 1), np.float32))
     assert table("jsonl", [codes]) == b'{"index": 0, "label": null, "mean_0": 0.100000001, "logvar_0": 0.0}\n'
+
+
+def test_an_unknown_format_is_none_of_these() -> None:
+    with pytest.raises(ValueError, match="parquet"):
+        write_codes(io.BytesIO(), "parquet", iter(()), "index", ())  # type: ignore[arg-type]
 
 
 def test_no_class_names_are_text_too() -> None:

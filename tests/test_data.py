@@ -138,7 +138,12 @@ def test_image_folders_that_make_no_data_set(tmp_path: Path, digits: data.Split)
     make_folder(tmp_path / "bad", digits, "flat", 12)
     (tmp_path / "bad/005.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    cases = {"few": "at least 10", "mixed": "no class folder", "bad": r"005\.png", "empty": "0 images"}
+    cases = {
+        "few": "at least 10",
+        "mixed": "folders of classes",
+        "bad": r"005\.png",
+        "empty": r"few images for one \(0\)",
+    }
     for name, words in cases.items():
         with pytest.raises(DataError, match=words):
             load(tmp_path / name)

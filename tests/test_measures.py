@@ -17,7 +17,7 @@ from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from vaecli import checkpoint, data, engine
 from vaecli.cli import main
-from vaecli.errors import DataError
+from vaecli.errors import DataError, UsageError
 from vaecli.loss import kl
 from vaecli.measures import importance_bound, knn_accuracy, latent_usage, log_likelihood
 from vaecli.metadata import Metadata
@@ -226,6 +226,12 @@ def test_impossible_measures_are_one_line(
     assert_one_line(captured.err)
 
 
+@pytest.mark.parametrize("counts", [{"samples": -1}, {"importance_samples": 0}, {"knn": -3}])
+def test_a_notebooks_counts_are_at_least_1(ckpt: str, counts: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        evaluate(ckpt, **counts)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("lacking", ["training", "test"])
 def test_neighbours_need_the_labels_of_both_splits(trained: Trained, digits: data.Split, lacking: str) -> None:
     images, labels = digits.images[:10].numpy(), np.zeros(10, np.int64)
@@ -259,12 +265,15 @@ def test_the_word_at_collapse_advises_what_can_be_done(trained: Trained, tmp_pat
             parameter.zero_()
     path, notes = str(tmp_path / "dead.safetensors"), Notes()
     cosine = replace(metadata.training, lr_schedule="cosine")
-    for training in (metadata.training, cosine):
+    for training, in_run in ((metadata.training, False), (metadata.training, True), (cosine, True)):
+        if in_run:
+            Path(tmp_path, "state.safetensors").touch()
         checkpoint.save(path, dict(model.named_parameters()), replace(metadata, training=training))
         evaluate(path, observer=notes)
     evaluate(path, dataset=str(FEW), observer=notes)
-    constant, cosines, foreign = notes.heard
-    assert "Train on with --resume" in constant
-    assert "--resume" not in cosines
-    assert cosines.endswith("Train anew with another --seed or a smaller --beta.")
+    alone, constant, cosines, foreign = notes.heard
+    assert f"Train on with 'vae train --resume -o {tmp_path}'" in constant
+    for note in (alone, cosines):
+        assert "--resume" not in note
+        assert note.endswith("Train anew with another -o and another --seed or a smaller --beta.")
     assert foreign == f"All images of {FEW} get nearly the same code."

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vaecli import data
 from vaecli.errors import VaeError
+from vaecli.services.curves import curves
 from vaecli.services.encode import encode
 from vaecli.services.outputs import guard_output
 from vaecli.services.resume import Trained
@@ -62,7 +63,9 @@ def test_inputs_are_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(VaeError, match="also an input"):
             guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / source))
     for output in ("pictures/7/b.png", "pictures/new.png"):  # a new one would be data of the next command
-        with pytest.raises(VaeError, match=r"pictures/.*\.png lies inside the data set .*pictures\. Choose another -o"):
+        with pytest.raises(
+            VaeError, match=r"pictures/.*\.png lies inside the data set '.*pictures'\. Choose another -o"
+        ):
             guard_output(str(tmp_path / output), "elsewhere", str(tmp_path / "pictures"))
     guard_output(str(tmp_path / "pictures/codes.csv"), str(tmp_path / "pictures"))
     with pytest.raises(VaeError, match="a file of a data set"):
@@ -82,6 +85,17 @@ def test_a_file_that_comes_through_stdin_is_not_replaced(ckpt: str, tmp_path: Pa
     assert codes.read_text() == "z_0,z_1\n0,0\n"
     with open(codes, "rb") as stream:
         sample(ckpt, source=stream, output=str(tmp_path / "new.png"), form="png")
+
+
+def test_a_notebook_may_name_one_input_alone(ckpt: str, tmp_path: Path) -> None:
+    """Text is a sequence of letters, too, and "/" is a folder."""
+    Image.new("L", (28, 28)).save(tmp_path / "one.png")
+    for inputs, name in ((str(tmp_path / "one.png"), "a.csv"), ([str(tmp_path / "one.png")], "b.csv")):
+        encode(ckpt, inputs, output=name, form="csv")
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+    for paths, name in ((ckpt, "a.svg"), ([ckpt], "b.svg")):
+        curves(paths, output=name, form="svg")
+    assert Path("a.svg").read_bytes() == Path("b.svg").read_bytes()
 
 
 def test_pictures_beside_the_data_are_free(tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def test_settings_that_no_training_can_have(change: dict[str, Any]) -> None:
         Settings(**change)
 
 
+def test_a_config_that_no_training_can_have_is_named(tmp_path: Path) -> None:
+    write_config(str(tmp_path), Settings())
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("0.001", "-1"))
+    with pytest.raises(VaeError, match=r"config\.json cannot be used: The setting lr cannot be -1\.0\."):
+        read_config(str(tmp_path))
+
+
 def test_a_config_without_a_field_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format": 1}')
     with pytest.raises(VaeError, match="no field 'z_dim'"):
@@ -132,6 +140,14 @@ def test_metrics_round_trip_to_the_last_digit(tmp_path: Path) -> None:
     assert "seconds" not in Path(path).read_text().splitlines()[1]
 
 
+def test_empty_lines_among_metrics_are_none(tmp_path: Path) -> None:
+    """As an editor may leave one at the end."""
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(str(path), [record(1), record(2)])
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert read_metrics(str(path)) == [record(1), record(2)]
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", '{"epoch": 1', '{"epoch": NaN}', "null", "\xff"])
 def test_damaged_metrics_are_an_expected_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
@@ -160,6 +176,12 @@ def test_speeds_are_kept_only_for_epochs_that_are_the_same() -> None:
 def test_a_run_without_weights_is_told_from_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Run 'vae train' first"):
         find_checkpoint(tmp_path)
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+        write_config(str(tmp_path / name), Settings())
+    (tmp_path / "a").mkdir()
+    with pytest.raises(CheckpointError, match=r"Name one of the runs in it, such as .*/b\.$"):
+        find_checkpoint(tmp_path)
     write_config(str(tmp_path), Settings())
-    with pytest.raises(CheckpointError, match=r"no weights file yet.* --resume"):
+    with pytest.raises(CheckpointError, match=r"no weights file yet.* 'vae train --resume -o .*'\.$"):
         find_checkpoint(tmp_path)

@@ -21,7 +21,7 @@ import vaecli
 from vaecli import data, engine, latent
 from vaecli.backgrounds import inverted
 from vaecli.cli import main
-from vaecli.errors import DataError, VaeError
+from vaecli.errors import DataError, UsageError, VaeError
 from vaecli.grids import grid
 from vaecli.images import read_images
 from vaecli.run import Settings
@@ -99,7 +99,7 @@ def test_many_codes_are_decoded_in_blocks(ckpt: str, invoke: Invoke) -> None:
     ("table", "words"),
     [
         (b"", "There are no codes in standard input"),
-        (b"z_0\n1\n", "codes of 1 dimensions, but the model's have 2"),
+        (b"z_0\n1\n", "codes of z_dim 1, but the model's is 2"),
         (b"z_0,z_1\n1,2\nnan,2\n", "standard input, line 3"),
     ],
 )
@@ -220,10 +220,20 @@ def test_like_knows_names_and_says_if_there_are_none(digits: data.Split) -> None
     accents = data.Split(digits.images, digits.labels, ("e", "\xe9"))
     assert torch.equal(accents.only("e\u0301", "x").images, accents.only("1", "x").images)
     two = data.Split(digits.images[:2], torch.tensor([3, 1]), tuple("0123"))
-    with pytest.raises(DataError, match=r"The labels are 1, 3\."):
+    with pytest.raises(DataError, match=r"Choose one of 1, 3\."):
         two.only("2", "x")
+    many = data.Split(digits.images[:40], torch.arange(40), tuple(map(str, range(40))))
+    with pytest.raises(DataError, match=r"Choose one of 0, 1, .*, 28, 29, \.\.\.\.$"):
+        many.only("40", "x")
     with pytest.raises(DataError, match="no labels"):
         data.Split(digits.images, None, ()).only("1", "x")
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_notebooks_count_is_at_least_1(ckpt: str, count: int) -> None:
+    with pytest.raises(UsageError, match="Use at least 1"):
+        sample(ckpt, output="a.npz", form="npz", count=count)
+    assert not Path("a.npz").exists()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +356,7 @@ def test_a_folder_of_data_gets_no_pictures(invoke: Invoke, ckpt: str) -> None:
         Image.new("L", (28, 28), index).save(f"mine/{index}.png")
     for folder in ("mine", "mine/decoded/"):
         line = failure(invoke("sample", ckpt, "--from", "test", "-d", "mine", "-o", folder))
-        assert "inside the data set mine" in line
+        assert "inside the data set 'mine'" in line
     assert len(os.listdir("mine")) == 10
 
 
@@ -414,7 +424,7 @@ def test_paper_is_noted_and_only_invert_changes_it(ckpt: str, invoke: Invoke, di
     mixed = invoke("encode", ckpt, "paper", "ink")
     assert mixed.stderr.count("\n") == 1
     assert mixed.stderr.startswith(
-        "4 of 6 images (paper/0.png, paper/1.png, paper/2.png, ...) have a bright background"
+        "Images with a bright background, as paper has: 4 of 6 (paper/0.png, paper/1.png, paper/2.png, ...)."
     )
     assert mixed.stderr.endswith("use --invert.\n")
     assert mixed.stdout.endswith(dark.stdout.partition("\n")[2])  # nothing was changed
@@ -423,7 +433,9 @@ def test_paper_is_noted_and_only_invert_changes_it(ckpt: str, invoke: Invoke, di
     split = invoke("encode", ckpt).stdout.splitlines()
     codes = [line.split(",", 2)[2] for line in inverted.stdout.splitlines()[1:]]
     assert codes == [line.split(",", 2)[2] for line in split[1:5]]
-    assert invoke("encode", ckpt, "ink", "--invert").stderr.startswith("2 of 2 images have a bright background")
+    assert invoke("encode", ckpt, "ink", "--invert").stderr.startswith(
+        "Images with a bright background, as paper has: 2 of 2."
+    )
     assert invoke("encode", ckpt, "paper", "-q").stderr == ""
 
 
@@ -438,12 +450,12 @@ def test_ink_that_is_lost_on_black_is_noted(ckpt: str, invoke: Invoke, digits: d
     Image.fromarray(digits.images[0].numpy()).save("ink.png")
     for options in ([], ["--invert"]):
         lost = invoke("encode", ckpt, "drawings", "blank.png", *options)
-        assert "13 of 13 images show next to nothing" in lost.stderr
+        assert "Images that show next to nothing: 13 of 13." in lost.stderr
         one = invoke("encode", ckpt, "ink.png", "blank.png", *options).stderr
-        assert one.startswith("1 of 2 images (blank.png) show next to nothing")
+        assert one.startswith("Images that show next to nothing: 1 of 2 (blank.png).")
         assert "bright" not in lost.stderr  # what else there is to say of them would mislead
     result = invoke("train", "-d", "drawings", "-e", "1", "-o", "run", "--device", "cpu")
-    assert result.stderr.count("12 of 12 images show next to nothing") == 1
+    assert result.stderr.count("Images that show next to nothing: 12 of 12.") == 1
     for path in Path("drawings").iterdir():  # as the note says
         white = Image.new("RGBA", (28, 28), "white")
         Image.alpha_composite(white, Image.open(path)).save(path)
@@ -459,15 +471,18 @@ def test_paper_is_noted_in_data_sets_too(ckpt: str, invoke: Invoke, digits: data
     result = invoke("train", "-d", "scans", "-e", "1", "-o", "run", "--device", "cpu")
     notes = [line for line in result.stderr.splitlines() if "bright" in line]
     assert len(notes) == 1
-    assert notes[0].startswith("20 of 20 images have a bright background")
+    assert notes[0].startswith("Images with a bright background, as paper has: 20 of 20.")
     assert "--invert" not in notes[0]  # which train has not
-    assert any("Converted 18 of 18 train images" in line for line in result.stderr.splitlines())
+    assert any("Converted 18 of 18 training images" in line for line in result.stderr.splitlines())
     assert "bright" not in invoke("encode", "run").stderr  # the model knows them so
     assert "use --invert" in invoke("encode", ckpt, "-d", "scans").stderr
     Image.new("L", (40, 40)).save("scans/03.png")  # is read as the third training image
-    assert "1 of 18 images (3) show" in invoke("encode", ckpt, "-d", "scans", "--split", "train").stderr
+    assert (
+        "Images that show next to nothing: 1 of 18 (3)."
+        in invoke("encode", ckpt, "-d", "scans", "--split", "train").stderr
+    )
     for command in (["test"], ["scatter", "-o", "a.png"], ["sample", "--from", "test", "-n", "1", "-o", "a.png"]):
-        assert invoke(*command, ckpt, "-d", "scans").stderr.count("have a bright background") == 1, command
+        assert invoke(*command, ckpt, "-d", "scans").stderr.count("Images with a bright background") == 1, command
         assert "bright" not in invoke(*command, "run").stderr
 
 

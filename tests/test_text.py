@@ -31,7 +31,6 @@ def test_records_have_exactly_their_fields() -> None:
     [
         [],
         {"number": 1.0},
-        {"number": 1.0, "count": 2, "more": 3},
         {"number": "1", "count": 2},
         {"number": True, "count": 2},
         {"number": 1.0, "count": 2.0},
@@ -43,3 +42,8 @@ def test_records_have_exactly_their_fields() -> None:
 def test_records_of_other_fields_or_types_are_refused(value: object) -> None:
     with pytest.raises(VaeError, match="it is damaged"):
         read_record(Example, value, "it")
+
+
+def test_a_newer_records_field_is_no_damage() -> None:
+    with pytest.raises(VaeError, match=r"it has an unknown field 'more', .* Upgrade vaecli"):
+        read_record(Example, {"number": 1.0, "count": 2, "more": 3}, "it")

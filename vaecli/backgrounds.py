@@ -25,10 +25,10 @@ class _Found:
             self.first += [keys[place] for place in np.flatnonzero(which)[: _NAMED - len(self.first)]]
 
     def of(self, count: int) -> str:
-        """How many of `count` images they are, and which, unless all are."""
+        """How many of `count` they are, and which, unless all are."""
         more = ", ..." if self.count > len(self.first) else ""
         names = f" ({', '.join(map(str, self.first))}{more})" if self.first and self.count < count else ""
-        return f"{self.count:,} of {count:,} images{names}"
+        return f"{self.count:,} of {count:,}{names}"
 
 
 class Backgrounds:
@@ -47,11 +47,11 @@ class Backgrounds:
         """A line on those that show nothing, and one on those that are dark on light, which ends in `remedy`."""
         if self._empty.count:
             yield (
-                f"{self._empty.of(self._count)} show next to nothing, as blank pages do, and dark ink on a transparent "
-                "ground, which becomes black; lay such on white first."
+                f"Images that show next to nothing: {self._empty.of(self._count)}. They are blank, or dark ink on a "
+                "transparent ground, which becomes black: lay such on white first."
             )
         if self._bright.count:
-            yield f"{self._bright.of(self._count)} have a bright background, as paper has. {remedy}"
+            yield f"Images with a bright background, as paper has: {self._bright.of(self._count)}. {remedy}"
 
 
 def empties(images: Pixels) -> npt.NDArray[np.bool_]:

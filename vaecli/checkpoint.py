@@ -18,6 +18,7 @@ from vaecli.errors import CheckpointError
 from vaecli.files import open_regular, write_whole
 from vaecli.metadata import Metadata
 from vaecli.metrics import MAX_BYTES as MAX_HEADER
+from vaecli.run import ANEW
 from vaecli.text import parse_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vaecli.model import ConvVAE
 
 MAX_BYTES = 2**32  # of a file: z_dim 32,768 with Adam's moments takes 3.7 GB
-_ANOTHER, _ANEW = "Use a checkpoint made by 'vae train'.", "Restore it, or begin anew with --overwrite."
+_ANOTHER, _RESTORE = "Use a checkpoint made by 'vae train'.", f"Restore it, or {ANEW}."
 
 
 def save(path: str, weights: Mapping[str, "Tensor"], metadata: Metadata) -> None:
@@ -41,13 +42,12 @@ def load(path: str, device: "device") -> tuple["ConvVAE", Metadata]:
 
     from vaecli.model import ConvVAE
 
-    with _opened(path) as file:
+    with torch.inference_mode(False), _opened(path) as file:  # also where it is on, the weights can be trained later
         metadata = Metadata.from_json(file.value, path, file.remedy)
         with torch.device("meta"):  # no weights are drawn, so no global generator moves
             model = ConvVAE(metadata.z_dim)
-        weights = _tensors(file, _shapes(model))
-    model.load_state_dict(weights, assign=True)
-    return model.to(device).eval(), metadata
+        model.load_state_dict(_tensors(file, _shapes(model)), assign=True)
+        return model.to(device).eval(), metadata
 
 
 def read_metadata(path: str) -> Metadata:
@@ -76,7 +76,7 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
     """
     import torch
 
-    with _opened(path, _ANEW) as file:
+    with _opened(path, _RESTORE) as file:
         metadata, step = _state_metadata(file)
         if metadata.z_dim != model.z_dim:
             raise CheckpointError(f"{path} is the state of another run. {file.remedy}")
@@ -95,7 +95,7 @@ def load_state(path: str, model: "ConvVAE", optimizer: "Adam") -> Metadata:
 
 def read_state_metadata(path: str) -> Metadata:
     """What a state file says of itself, without torch. Raises CheckpointError."""
-    with _opened(path, _ANEW) as file:
+    with _opened(path, _RESTORE) as file:
         return _state_metadata(file)[0]
 
 

@@ -175,9 +175,9 @@ def evaluate(
     active_units are the dimensions whose posterior mean varies between images.
 
     log_likelihood is the importance-weighted bound on log p(x), from below; its draws come by turns
-    from the posterior, from wider ones and from the prior. Of grey pixels it is also a lower bound
-    on the mean log p of dynamically binarised ones, and may be set beside published numbers only as
-    such; the loss of grey pixels may stand beside theirs as it is.
+    from the posterior, from wider ones and from the prior. Published numbers are mostly of
+    dynamically binarised pixels: the loss of grey ones may stand beside their losses as it is,
+    log_likelihood beside their log p(x) as a lower bound only.
 
     If data, z_dim, epochs and recipe are those of the tutorial's results, stderr says where the
     loss falls among them.
@@ -246,14 +246,16 @@ def encode(
     """
     if output.endswith("/"):
         raise UsageError(f"A table is one file, and {output} names a folder. Name a file with -o.")
-    chosen = form or _format(output, get_args(options.CodesFormat), "csv", "--format")
+    chosen = form or _format(
+        output, get_args(options.CodesFormat), "csv", f", or --format {', '.join(get_args(options.CodesFormat))}"
+    )
     if inputs and (unused := _typed(context) & {"split", "dataset"}):
         names = " and ".join(f"--{name}" for name in sorted(unused))
-        raise UsageError(f"INPUT and {names} exclude each other. Name the images one way.")
+        raise UsageError(f"INPUT does not go with {names}. Name the images one way.")
     if inputs and inputs.count("-") > 1:
         raise UsageError("Standard input can be read once. Name - once.")
     if json and output == "-":
-        raise UsageError("--json and the table would share stdout. Use --format jsonl, or -o FILE.")
+        raise UsageError("--json and the table would share stdout. Use --format jsonl in its place, or -o FILE.")
     from vaecli.services.encode import encode as service
 
     with progress.observer(quiet, output) as observer:
@@ -379,7 +381,7 @@ def scatter(
       vae scatter outputs/mnist-z16 --pca -o pca.pdf
     """
     output = output or _beside(ckpt, "scatter.png")
-    form = _format(output, ("png", "svg", "pdf"), "png", "-o")
+    form = _format(output, ("png", "svg", "pdf"), "png", "")
     _check_json(json, output)
     from vaecli.services.scatter import scatter as service
 
@@ -429,7 +431,7 @@ def curves(
       vae curves outputs/mnist-z2 outputs/mnist-z4 -o runs.csv
     """
     output = output or (_beside(runs[0], "curves.png") if len(runs) == 1 else "curves.png")
-    form = _format(output, ("png", "svg", "pdf", "csv"), "png", "-o")
+    form = _format(output, ("png", "svg", "pdf", "csv"), "png", "")
     _check_json(json, output)
     if form == "csv" and (unused := _typed(context) & {"metric", "log_scale"}):
         names = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
@@ -461,7 +463,7 @@ def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> A
     if output == "-" or special:  # a device, such as /dev/null, or a named pipe
         return default
     names = ", ".join(f".{name}" for name in known)
-    raise UsageError(f"No format for '{output}': its suffix is none of {names}. Choose one of them with {remedy}.")
+    raise UsageError(f"No format for '{output}': its suffix is none of {names}. Use one of these{remedy}.")
 
 
 def _images_format(output: str) -> Any:
@@ -470,7 +472,7 @@ def _images_format(output: str) -> Any:
     named = output == "-" or output.lower().endswith(tuple(f".{suffix}" for suffix in known))
     if output.endswith("/") or (os.path.isdir(output) and not named):
         return "folder"
-    return _format(output, known, "png", "-o, or a folder that ends in /")
+    return _format(output, known, "png", ", or a folder that ends in /")
 
 
 def _integers(text: str | None) -> tuple[int, ...] | None:

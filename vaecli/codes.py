@@ -65,8 +65,10 @@ def write_codes(
         _write_csv(stream, blocks, key)
     elif form == "jsonl":
         _write_jsonl(stream, blocks, key)
-    else:
+    elif form in ("npz", "safetensors"):
         _write_arrays(stream, form, list(blocks), key, class_names)
+    else:
+        raise ValueError(f"no format of tables: {form}")
 
 
 def _columns(block: Codes) -> list[str]:
@@ -207,7 +209,7 @@ def _places(columns: Sequence[str], name: str, z_dim: int) -> list[int]:
         raise DataError(f"{name} has no column {kind}_{missing}, but {kind}_{max(held)}. Make the table anew.")
     if len(held) != z_dim:
         raise DataError(
-            f"{name} has codes of {len(held)} dimensions, but the model's have {z_dim}. Encode with this checkpoint."
+            f"{name} has codes of z_dim {len(held)}, but the model's is {z_dim}. Encode with this checkpoint."
         )
     return [held[dim] for dim in range(z_dim)]
 

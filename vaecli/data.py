@@ -60,8 +60,9 @@ class Split:
         wanted = [*named, number][0]
         rows = torch.nonzero(self.labels == wanted).flatten()
         if not len(rows):
-            known = ", ".join(self.class_names[number] for number in sorted(set(self.labels.tolist()))[:30])
-            raise DataError(f"No images of {where} have the label '{label}'. The labels are {known}.")
+            known = [self.class_names[number] for number in sorted(set(self.labels.tolist()))]
+            names = ", ".join([*known[:30], *(["..."] if len(known) > 30 else [])])
+            raise DataError(f"No images of {where} have the label '{label}'. Choose one of {names}.")
         return Split(self.images[rows], self.labels[rows], self.class_names)
 
     def sha256(self) -> str:
@@ -164,12 +165,14 @@ def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
     rows = listed[split]
     images, converted = read_images([path for path, _ in rows])
     if converted:
-        note(conversion_note(converted, len(rows), f"{split} images"))
+        note(conversion_note(converted, len(rows), "training images" if split == "train" else "test images"))
     if not names:
         return Split(torch.from_numpy(images), None, ())
     for path, name in rows:
         if name is None:
-            raise DataError(f"{path} lies in no class folder, though others do. Move it into one.")
+            raise DataError(
+                f"Some images of {folder} lie in folders of classes, but {path} does not. Move it into one."
+            )
     if len(names) > MAX_LABEL + 1:
         raise DataError(f"{folder} has {len(names):,} classes. Use at most {MAX_LABEL + 1:,}.")
     numbers = {name: number for number, name in enumerate(names)}
@@ -180,7 +183,9 @@ def _load_folder(folder: str, split: SplitName, note: Note) -> Split:
 def _rows_of(split: str, count: int, where: str) -> Sequence[int]:
     """Without splits of its own, every tenth image of a data set is the test split."""
     if count < 10:
-        raise DataError(f"{where} has {count} images and no test split. Give at least 10 images, or a test split.")
+        raise DataError(
+            f"{where} has no test split and too few images for one ({count}). Give at least 10, or both splits."
+        )
     return [row for row in range(count) if (row % 10 == 9) == (split == "test")]
 
 

@@ -31,7 +31,9 @@ class DivergedError(VaeError):
     exit_code = 3
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"Training diverged: {what}. Begin anew with a smaller --lr and --overwrite.")
+        super().__init__(
+            f"Training diverged: {what}. Begin anew with a smaller --lr or --beta, and --overwrite or another -o."
+        )
 
 
 class Interrupted(BaseException):

@@ -35,9 +35,7 @@ def steps_of(count: int, rows: int) -> int:
     steps, rest = divmod(count, rows)
     if rest:
         fewer = f"{steps * rows:,} or " if steps else ""
-        raise VaeError(
-            f"-n {count:,} images do not fill {rows} rows, one a dimension. Use {fewer}{(steps + 1) * rows:,}."
-        )
+        raise VaeError(f"-n {count:,} does not fill {rows} rows, one a dimension. Use {fewer}{(steps + 1) * rows:,}.")
     return steps
 
 

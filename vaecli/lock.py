@@ -59,7 +59,11 @@ def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
     from filelock import lock_descriptor
 
     with contextlib.ExitStack() as undo:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        flags, stale = os.O_NOFOLLOW | os.O_NONBLOCK, False
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        except PermissionError:  # maybe left by another user's training that was killed
+            descriptor, stale = os.open(path, os.O_RDONLY | flags), True
         undo.callback(os.close, descriptor)
         try:
             if not lock_descriptor(descriptor, blocking=False):
@@ -72,6 +76,9 @@ def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
         if _is_at(path, descriptor):
             if (found := os.pread(descriptor, 100, 0)) and not found.startswith(b"process "):
                 raise VaeError(f"{path} is not of a training. Remove it if nothing needs it, or use another -o.")
+            if stale:
+                os.unlink(path)
+                return _lock(path, folder, note)
             with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)

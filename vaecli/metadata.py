@@ -73,6 +73,8 @@ class Metadata:
         wanted = {"format", "model", "training", "data", "class_names", "epoch", "history"}
         if value.keys() == wanted | {"step"}:
             raise CheckpointError(f"{what} is the state of a run and no weights file. Name the run folder.")
+        if more := sorted(value.keys() - wanted):
+            raise CheckpointError(f"{what} has an unknown field '{more[0]}', maybe a newer vae's. Upgrade vaecli.")
         if value["format"] != FORMAT or value.keys() != wanted:
             raise damaged("its metadata has other fields than format 1")
         model, names, epoch = value["model"], value["class_names"], value["epoch"]

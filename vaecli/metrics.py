@@ -58,7 +58,7 @@ def read_history(rows: Iterable[Any], what: str, error: type[VaeError] = VaeErro
 def read_metrics(path: str) -> list[EpochRecord]:
     """The epochs of a run so far. Raises VaeError if the file is missing or damaged."""
     lines = enumerate(io.BytesIO(read_regular(path, MAX_BYTES)), 1)
-    return read_history((parse_json(line, f"{path}, line {number}") for number, line in lines), path)
+    return read_history((parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()), path)
 
 
 def write_metrics(path: str, records: Iterable[EpochRecord]) -> None:

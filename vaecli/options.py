@@ -17,13 +17,13 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?|mps")
 
 def _positive(value: float) -> float:
     if not 0 < value <= _MAX_FLOAT:
-        raise typer.BadParameter(f"{value} is not a finite float32 above 0.")
+        raise typer.BadParameter(f"{value} is not above 0, or too large.")
     return value
 
 
 def _not_negative(value: float | None) -> float | None:
     if value is not None and not 0 <= value <= _MAX_FLOAT:
-        raise typer.BadParameter(f"{value} is not a finite float32 of at least 0.")
+        raise typer.BadParameter(f"{value} is below 0, or too large.")
     return value
 
 
@@ -56,8 +56,8 @@ def _given(value: str | None) -> str | None:
     return value
 
 
-def _all_given(values: list[str]) -> list[str]:
-    for value in values:
+def _all_given(values: list[str] | None) -> list[str] | None:
+    for value in values or []:
         _given(value)
     return values
 
@@ -65,7 +65,7 @@ def _all_given(values: list[str]) -> list[str]:
 def _output(value: str | None) -> str | None:
     _given(value)
     # The answer's own line goes to stdout, too, and must not follow a file's bytes there.
-    return "-" if value in ("/dev/stdout", "/dev/fd/1") else value
+    return "-" if value in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else value
 
 
 def _seed(value: int | None) -> int | None:
@@ -82,7 +82,13 @@ def _file(default: str, formats: str) -> Any:
 
 # What many commands share.
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", show_default=False, help="A .safetensors file, or a run folder (its last one).")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        callback=_given,
+        show_default=False,
+        help="A .safetensors file, or a run folder (its last one).",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only the answer and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
@@ -101,14 +107,16 @@ DataDir = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", callback=_seed, show_default="the checkpoint's", help="Of all randomness."),
+    typer.Option(
+        "--seed", metavar="N", callback=_seed, show_default="the checkpoint's", help="The seed of all randomness."
+    ),
 ]
 Dataset = Annotated[
     str | None,
     typer.Option(
         "-d",
         "--dataset",
-        metavar="NAME",
+        metavar="NAME|PATH",
         callback=_given,
         show_default="the checkpoint's",
         help="As in 'vae train'.",
@@ -122,13 +130,13 @@ TrainDataset = Annotated[
     typer.Option(
         "-d",
         "--dataset",
-        metavar="NAME",
+        metavar="NAME|PATH",
         callback=_given,
         help="mnist, fashion-mnist, kmnist, qmnist, emnist-digits, emnist-letters, usps; "
         "or a folder of IDX files, a folder of images, a .npz.",
     ),
 ]
-TrainSeed = Annotated[int, typer.Option("--seed", metavar="N", callback=_seed, help="Of all randomness.")]
+TrainSeed = Annotated[int, typer.Option("--seed", metavar="N", callback=_seed, help="The seed of all randomness.")]
 # The bounds are those of run.Settings, told here before anything is read.
 ZDim = Annotated[int, typer.Option("-z", "--z-dim", min=1, max=32768, help="Dimensions of the latent space.")]
 Epochs = Annotated[
@@ -166,7 +174,8 @@ CheckpointEvery = Annotated[
 ]
 LogInterval = Annotated[int, typer.Option("--log-interval", min=0, help="Batches between progress lines; 0: none.")]
 TrainPrecision = Annotated[
-    Precision, typer.Option("--precision", help="Of the training; auto: bf16 where the hardware is made for it.")
+    Precision,
+    typer.Option("--precision", help="What the training computes in; auto: bf16 where the hardware is made for it."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
@@ -201,6 +210,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT",
+        callback=_all_given,
         show_default=False,
         help="Image files, folders of them, or IDX files; - reads their paths from stdin. Without any, a split.",
     ),
@@ -210,7 +220,7 @@ TableOutput = Annotated[
 ]
 TableFormat = Annotated[
     CodesFormat | None,
-    typer.Option("--format", show_default="by the output's suffix; csv on stdout", help="Of the table."),
+    typer.Option("--format", show_default="by the output's suffix; csv on stdout", help="The table's format."),
 ]
 WithSample = Annotated[bool, typer.Option("--sample", help="Add z_*: one draw from each posterior.")]
 Invert = Annotated[bool, typer.Option("--invert", help="Make dark ink on light paper white on black.")]
@@ -235,7 +245,7 @@ Count = Annotated[
         help="How many images.",
     ),
 ]
-Pairs = Annotated[bool, typer.Option("--pairs", help="Of train or test: originals beside their reconstructions.")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="With train or test: originals beside their reconstructions.")]
 Temperature = Annotated[
     float | None,
     typer.Option(
@@ -252,7 +262,7 @@ Like = Annotated[
         "--like",
         metavar="LABEL",
         callback=_given,
-        help="Of train or test: only images of this class, a name or a number.",
+        help="With train or test: only images of this class, a name or a number.",
     ),
 ]
 WalkDims = Annotated[
@@ -267,7 +277,9 @@ WalkDims = Annotated[
 ]
 Indices = Annotated[
     str | None,
-    typer.Option("--indices", metavar="I,J[,...]", callback=_integers, help="Of interpolate: the test images."),
+    typer.Option(
+        "--indices", metavar="I,J[,...]", callback=_integers, help="With interpolate: the test images, by number."
+    ),
 ]
 ImagesOutput = Annotated[
     str | None,

@@ -13,10 +13,11 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vaecli.errors import CheckpointError, VaeError
+from vaecli.errors import CheckpointError, UsageError, VaeError
 from vaecli.files import LEFTOVER, read_regular, reason, write_whole
 from vaecli.metrics import MAX_EPOCHS
 from vaecli.text import parse_json, read_record
@@ -25,6 +26,7 @@ MAX_Z_DIM = 2**15  # the state of a larger model would not fit the size cap of a
 MAX_FLOAT = 2.0**127  # of the settings, which are float32 in the step
 FORMAT = 1  # of config.json, the weights and the state file
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.safetensors"
+ANEW = "begin anew with the run's options and --overwrite in place of --resume, or with another -o"
 _CHECK = re.compile(r"check([1-9][0-9]*)\.safetensors")
 
 
@@ -48,7 +50,7 @@ class Settings:
     log_interval: int = 200  # batches; 0 = no lines within an epoch
 
     def __post_init__(self) -> None:
-        """Raise VaeError for values that no training can have, such as a config.json may hold."""
+        """Raise UsageError for values that no training can have, such as a config.json may hold."""
         sound = {
             "z_dim": 1 <= self.z_dim <= MAX_Z_DIM,
             "epochs": 1 <= self.epochs <= MAX_EPOCHS,
@@ -65,7 +67,7 @@ class Settings:
         }
         for name, fine in sound.items():
             if not fine:
-                raise VaeError(f"The setting {name} cannot be {getattr(self, name)}. See 'vae train --help'.")
+                raise UsageError(f"The setting {name} cannot be {getattr(self, name)}. See 'vae train --help'.")
 
 
 def default_folder(dataset: str, z_dim: int) -> str:
@@ -82,18 +84,26 @@ def read_config(folder: str) -> Settings:
     if type(version) is int and version > FORMAT:
         raise VaeError(f"{path} was made by a newer vae (format {version}). Upgrade vaecli.")
     if type(version) is not int or version != FORMAT:
-        raise VaeError(f"{path} is damaged: no format {FORMAT}. Begin anew with --overwrite.")
+        raise VaeError(f"{path} is damaged: no format {FORMAT}. Restore it, or {ANEW}.")
     values = {"lr_schedule": "constant", "kl_warmup": 0} | values  # the first runs had neither of these
     for field in dataclasses.fields(Settings):
         if field.name not in values:
-            raise VaeError(f"{path} is damaged: no field '{field.name}'. Begin anew with --overwrite.")
-    return read_record(Settings, values, path)
+            raise VaeError(f"{path} is damaged: no field '{field.name}'. Restore it, or {ANEW}.")
+    try:
+        return read_record(Settings, values, path)
+    except UsageError as error:
+        raise VaeError(f"{path} cannot be used: {error}") from error
 
 
 def write_config(folder: str, settings: Settings) -> None:
     """Replace config.json whole."""
     values = {"format": FORMAT, **dataclasses.asdict(settings)}
     write_whole(os.path.join(folder, CONFIG), (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+
+def resume_command(folder: str) -> str:
+    """What goes on with the run in `folder`, for a shell."""
+    return f"vae train --resume -o {shlex.quote(folder)}"
 
 
 def check_path(folder: str, epoch: int) -> str:
@@ -151,11 +161,16 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     try:
         if not os.path.isdir(path):
             return path
-        epochs = [int(match[1]) for match in map(_CHECK.fullmatch, os.listdir(path)) if match]
+        names = sorted(os.listdir(path))
+        epochs = [int(match[1]) for match in map(_CHECK.fullmatch, names) if match]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {reason(error)}. Check the path.") from error
     if not epochs and os.path.exists(os.path.join(path, CONFIG)):
-        raise CheckpointError(f"The run in {path} has no weights file yet. Wait for it, or go on with --resume.")
+        raise CheckpointError(
+            f"The run in {path} has no weights file yet. Wait for it, or go on with '{resume_command(path)}'."
+        )
     if not epochs:
-        raise CheckpointError(f"{path} holds no check<N>.safetensors. Run 'vae train' first, or name a file.")
+        runs = [os.path.join(path, name) for name in names if os.path.exists(os.path.join(path, name, CONFIG))]
+        remedy = f"Name one of the runs in it, such as {runs[0]}." if runs else "Run 'vae train' first, or name a file."
+        raise CheckpointError(f"{path} holds no check<N>.safetensors. {remedy}")
     return check_path(path, max(epochs))

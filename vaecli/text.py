@@ -68,8 +68,8 @@ def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[V
     if not isinstance(value, dict):
         raise damaged("not a JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in value.keys() - fields.keys():
-        raise damaged(f"unknown field '{name}'")
+    for name in sorted(value.keys() - fields.keys()):
+        raise error(f"{what} has an unknown field '{name}', maybe a newer vae's. Upgrade vaecli, or take it out.")
     types_of = _types_of(cls)
     arguments: dict[str, Any] = {}
     for name, field in fields.items():

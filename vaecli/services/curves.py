@@ -13,7 +13,7 @@ from vaecli.lock import LOCK
 from vaecli.metrics import EpochRecord, read_metrics, to_csv
 from vaecli.plots.curves import Metric
 from vaecli.plots.curves import curves as draw
-from vaecli.run import CONFIG, METRICS, STATE, find_checkpoint, read_config, run_files
+from vaecli.run import CONFIG, METRICS, STATE, find_checkpoint, read_config, resume_command, run_files
 from vaecli.services import Observer
 from vaecli.services.outputs import Written, guard_output
 
@@ -34,7 +34,7 @@ def curves(
     Raises VaeError if nothing is left or, on a log scale, for a run without a value above 0,
     CheckpointError for weights that are damaged or not there.
     """
-    observer = observer or Observer()
+    observer, paths = observer or Observer(), [paths] if isinstance(paths, str) else paths
     guard_output(output, *(path for path in paths if not os.path.isdir(path)))
     unique: dict[str, str] = {}
     for path in paths:
@@ -51,9 +51,11 @@ def curves(
     if not histories:
         raise next(iter(strangers.values()))
     if not any(histories.values()):
-        others = f" (nor have {len(histories) - 1} others)" if len(histories) > 1 else ""
-        first = next(iter(histories))
-        raise VaeError(f"{first} has no finished epoch yet{others}. Wait for the first one, or go on with --resume.")
+        first, *others = histories
+        which = f"{first} and {len(others)} more have" if others else f"{first} has"
+        raise VaeError(
+            f"{which} no finished epoch yet. Wait for the first one, or go on with '{resume_command(first)}'."
+        )
     for path in strangers:
         observer.note(f"Left out {path}: it is no run.")
     runs = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaecli import data, engine
 from vaecli.backgrounds import Backgrounds, inverted
+from vaecli.catalog import NAMED
 from vaecli.codes import Codes, Format, Key, write_codes
 from vaecli.errors import DataError
 from vaecli.files import open_output
@@ -51,7 +52,7 @@ def encode(
 
     Raises CheckpointError, DataError, or VaeError if the output cannot be written.
     """
-    observer = observer or Observer()
+    observer, inputs = observer or Observer(), [inputs] if isinstance(inputs, str) else inputs
     opened = open_checkpoint(checkpoint, device)
     paths = [path for each in inputs for path in ([each] if isinstance(each, str) else read_paths(each))]
     streams = [each for each in inputs if not isinstance(each, str)]
@@ -121,7 +122,7 @@ def _input_blocks(
     rows: list[tuple[str, str | None]] = []
     for path in inputs:
         found = _images_in(path, note) if os.path.isdir(path) else [(path, None)]
-        if not found or path.endswith(".npz"):
+        if not found or path.endswith(".npz") or (path in NAMED and not os.path.exists(path)):
             raise DataError(f"{path} holds no image files. Name such or IDX files, or give a data set with --dataset.")
         rows += found
     labels = {name: label for label, name in enumerate(class_names)}

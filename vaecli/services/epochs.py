@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +13,7 @@ from vaecli import checkpoint, data, engine
 from vaecli.errors import DivergedError, Interrupted, VaeError
 from vaecli.metadata import DataSource, Metadata
 from vaecli.metrics import EpochRecord, read_metrics, with_speeds, write_metrics
-from vaecli.run import METRICS, STATE, Settings, check_path
+from vaecli.run import METRICS, STATE, Settings, check_path, resume_command
 from vaecli.runtime import emulates_bf16
 from vaecli.schedule import Schedule
 from vaecli.services import Observer
@@ -107,7 +106,7 @@ class Run:
         self.trainer.epoch(1, self.settings.seed, steps=1)
         engine.evaluate(self.model, self.test_images[: engine.GPU_CHUNK], seed=self.settings.seed, device=self.device)
         seconds = time.perf_counter() - began
-        self.observer.note(f"Dry run: a training step and a block of the test pass took {seconds:.1f} s. All is well.")
+        self.observer.note(f"Dry run: a training step and a block of the test pass work; they took {seconds:.1f} s.")
 
     def _epoch(self, epoch: int) -> EpochRecord:
         """One pass over each split."""
@@ -182,7 +181,7 @@ class Run:
             with contextlib.suppress(VaeError):  # a full disk, say: the state of the last commit is there
                 self._keep_last_epoch()
             if not isinstance(stop, DivergedError):
-                self.observer.note(f"Go on with: vae train --resume -o {shlex.quote(self.folder)}")
+                self.observer.note(f"Go on with: {resume_command(self.folder)}")
             raise
 
     def _keep_last_epoch(self) -> None:

@@ -1,6 +1,7 @@
 """`vae test`: the negative ELBO of a split and what else a reviewer asks for, with standard errors."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from vaecli import data, engine, measures, reference
 from vaecli.errors import DataError, UsageError, VaeError
 from vaecli.images import SIDE
 from vaecli.metadata import Metadata
+from vaecli.run import STATE, resume_command
 from vaecli.runtime import memory_errors
 from vaecli.services import Observer
 from vaecli.services.inputs import Opened, open_checkpoint, open_split, posterior_means
@@ -64,6 +66,8 @@ def evaluate(
     observer: Observer | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint on a split. Raises UsageError or VaeError, also for a loss that is not finite."""
+    if min(count for count in (samples, importance_samples, knn) if count is not None) < 1:
+        raise UsageError("Counts of samples and neighbours are at least 1. Use larger ones.")
     if knn and split == "train":
         raise UsageError("--knn looks for test images among the training images. Leave out --split train.")
     observer = observer or Observer()
@@ -80,7 +84,7 @@ def evaluate(
             raise VaeError(f"The loss of {opened.path} on {split} images is not finite. Use another checkpoint.")
         usage = measures.latent_usage(opened.model, images, opened.device)
         active = usage.active_units() if len(images) > 1 else None
-        _note_unused(active, opened.metadata, dataset, observer)
+        _note_unused(active, opened, dataset, observer)
         if knn and neighbours:
             observer.begin("nearest neighbours", len(neighbours.images) + len(images))
             accuracy = _knn_accuracy(opened, neighbours, chosen, knn, observer)
@@ -136,18 +140,18 @@ def _knn_accuracy(opened: Opened, train: data.Split, test: data.Split, knn: int,
     return measures.knn_accuracy(known, train.labels, asked, test.labels, knn)
 
 
-def _note_unused(active: int | None, metadata: Metadata, dataset: str | None, observer: Observer) -> None:
+def _note_unused(active: int | None, opened: Opened, dataset: str | None, observer: Observer) -> None:
     if active == 0 and dataset is not None:  # which says little of the model
         observer.note(f"All images of {dataset} get nearly the same code.")
     elif active == 0:
-        anew = "with another --seed or a smaller --beta"
-        longer = f"Train on with --resume and a higher --epochs; if it stays so, anew {anew}."
-        remedy = f"Train anew {anew}." if metadata.training.lr_schedule == "cosine" else longer
+        folder = os.path.dirname(opened.path) or "."
+        anew = "with another -o and another --seed or a smaller --beta"
+        longer = f"Train on with '{resume_command(folder)}' and a higher --epochs; if it stays so, anew {anew}."
+        ends_here = opened.metadata.training.lr_schedule == "cosine" or not os.path.exists(os.path.join(folder, STATE))
+        remedy = f"Train anew {anew}." if ends_here else longer
         observer.note(f"The latent space has collapsed: all images get nearly the same code. {remedy}")
-    elif active and active < metadata.z_dim:
-        observer.note(
-            f"Active dimensions: {active} of {metadata.z_dim}. The means of the others hardly vary between images."
-        )
+    elif active and active < (z_dim := opened.model.z_dim):
+        observer.note(f"Active dimensions: {active} of {z_dim}. The means of the others hardly vary between images.")
 
 
 def _note_expected(metadata: Metadata, split: data.Split, loss: float, observer: Observer) -> None:

@@ -89,4 +89,4 @@ def refuse_inside(path: str, what: str, *sources: str | BinaryIO) -> None:
     folders = [folder for folder in (place, *place.parents) if os.path.exists(folder)]
     for root in (root for source in sources if isinstance(source, str) for root in image_roots(source)):
         if any(folder.samefile(root) for folder in folders):  # which may have two names: in other case, on macOS
-            raise VaeError(f"The {what} {path} lies inside the data set {root}. Choose another -o.")
+            raise VaeError(f"The {what} {path} lies inside the data set '{root}'. Choose another -o.")

@@ -15,7 +15,7 @@ from vaecli.data import is_missing
 from vaecli.errors import CheckpointError, UsageError, VaeError
 from vaecli.metadata import Metadata, Training
 from vaecli.metrics import EpochRecord
-from vaecli.run import CONFIG, STATE, Settings, check_path, read_config
+from vaecli.run import ANEW, CONFIG, STATE, Settings, check_path, read_config
 from vaecli.runtime import choose_device, choose_precision
 from vaecli.sources import data_folder
 
@@ -36,8 +36,8 @@ class Trained:
 def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Settings:
     """The run's own settings, with those changed that may be. Raises UsageError for any other."""
     if not os.path.exists(os.path.join(folder, CONFIG)):
-        raise VaeError(f"{folder} holds parts of a run but no {CONFIG}. Use --overwrite, or another -o.")
-    saved = read_config(folder)
+        raise VaeError(f"{folder} holds parts of a run but no {CONFIG}. Restore it, or {ANEW}.")
+    saved, config = read_config(folder), os.path.join(folder, CONFIG)
     for name in sorted(typed - CHANGEABLE):
         chosen, used = getattr(settings, name), getattr(saved, name)
         if name == "precision" and chosen == "auto":
@@ -51,9 +51,9 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
             option = "--" + name.replace("_", "-")
             remedy = "Leave it out, or use another -o."
             if name == "data_dir":
-                remedy = f"Leave it out, or write the new place into the run's {CONFIG}."
+                remedy = f"Leave it out, or set {name} in {config} to the new place."
             elif name == "dataset":  # without it the folder may be another, too
-                remedy = f"Write the new place into the run's {CONFIG}." if is_missing(used) else "Use another -o."
+                remedy = f"Set {name} in {config} to the new place." if is_missing(used) else "Use another -o."
             raise UsageError(
                 f"{option} {chosen} is not the run's ({'the default' if used is None else used}). {remedy}"
             )
@@ -65,18 +65,18 @@ def settings_of_run(folder: str, settings: Settings, typed: Set[str]) -> Setting
     return dataclasses.replace(saved, **{name: getattr(settings, name) for name in typed & CHANGEABLE})
 
 
-def refuse_moved_data(settings: Settings) -> None:
+def refuse_moved_data(folder: str, settings: Settings) -> None:
     """Raise VaeError if the run's data were at a path that leads nowhere from here."""
-    folder = data_folder(settings.data_dir)
+    place = data_folder(settings.data_dir)
     if is_missing(settings.dataset):
-        what = f"data set '{settings.dataset}'"
-    elif settings.dataset in NAMED and not folder.is_absolute() and not folder.exists():
-        what = f"data folder '{folder}'"
+        key, what = "dataset", f"data set '{settings.dataset}'"
+    elif settings.dataset in NAMED and not place.is_absolute() and not place.exists():
+        key, what = "data_dir", f"data folder '{place}'"
     else:
         return
     raise VaeError(
         f"The run's {what} is not here. Go on from the folder where the run began, put the data there, "
-        f"or write their new place into the run's {CONFIG}."
+        f"or set {key} in {os.path.join(folder, CONFIG)} to their full path."
     )
 
 
@@ -90,8 +90,19 @@ def require_settings(folder: str, settings: Settings, metadata: Metadata) -> Non
     before = metadata.training
     if before.lr_schedule == "constant":  # else the total is part of the schedule
         before = dataclasses.replace(before, epochs=settings.epochs)
-    if (metadata.z_dim, before) != (settings.z_dim, training_of(settings)):
-        raise VaeError(f"{os.path.join(folder, STATE)} was made with other settings than {CONFIG}. Use --overwrite.")
+    made, wanted = (
+        {"z_dim": z_dim} | dataclasses.asdict(training)
+        for z_dim, training in (
+            (metadata.z_dim, before),
+            (settings.z_dim, training_of(settings)),
+        )
+    )
+    for name, value in wanted.items():
+        if made[name] != value:
+            raise VaeError(
+                f"{os.path.join(folder, CONFIG)} says {name} {value}, but {STATE} was made with {made[name]}. "
+                f"Put that back, or {ANEW}."
+            )
 
 
 def training_of(settings: Settings) -> Training:

@@ -31,7 +31,7 @@ _GOES_WITH = {
     "--dims": ("grid", "traverse"),
     "--indices": ("interpolate",),
     "--temperature": ("prior", "train", "test", "grid", "traverse"),
-    "an -o that ends in .gif": ("traverse", "interpolate", "FILE"),
+    "An -o that ends in .gif": ("traverse", "interpolate", "FILE"),
 }
 
 
@@ -91,7 +91,7 @@ def sample(
         "--dims": dims is not None,
         "--indices": indices is not None,
         "--temperature": temperature is not None,
-        "an -o that ends in .gif": form == "gif",
+        "An -o that ends in .gif": form == "gif",
     }
     _check_usage(source, form, count, typed, dims, indices)
     observer, temperature = observer or Observer(), 1.0 if temperature is None else temperature
@@ -143,7 +143,7 @@ def _check_usage(
         if typed[option] and name not in sources:
             *others, last = sources
             fitting = f"{', '.join(others)} or {last}" if others else last
-            raise UsageError(f"--from {name} does not go with {option}. That goes with --from {fitting}.")
+            raise UsageError(f"{option} goes with --from {fitting}, not {name}. Change --from, or leave that out.")
     named = len(indices or ())
     if name == "interpolate" and named < 2:
         raise UsageError(
@@ -155,6 +155,8 @@ def _check_usage(
         raise UsageError("A grid has one or two dimensions. Use --dims I,J, or --from traverse.")
     if dims and len(set(dims)) < len(dims):
         raise UsageError(f"--dims {','.join(map(str, dims))} names a dimension twice. Use each once.")
+    if count is not None and count < 1:
+        raise UsageError(f"-n {count} makes no image. Use at least 1.")
     if count is not None and count > MOST[form]:
         raise UsageError(_too_many(form))
     try:  # with --dims a walk's shape depends on no model

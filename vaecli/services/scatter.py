@@ -79,9 +79,7 @@ def _require_dimensions(z_dim: int, dims: tuple[int, ...] | None, manifold: bool
     if dims and z_dim < 2:
         raise VaeError("The model has one dimension, and --dims names two. Leave it out.")
     if dims and max(dims) >= z_dim:
-        raise VaeError(
-            f"--dims {dims[0]},{dims[1]} are not two of the model's dimensions. Choose from 0 to {z_dim - 1}."
-        )
+        raise VaeError(f"The model has no dimension {max(dims)}. Choose --dims from 0 to {z_dim - 1}.")
     if manifold and z_dim != 2:
         raise VaeError(f"--manifold needs a model of 2 dimensions, and this one has {z_dim}. Leave it out.")
 

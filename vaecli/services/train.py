@@ -7,7 +7,7 @@ from collections.abc import Callable, Set
 from vaecli import data
 from vaecli.errors import UsageError, VaeError
 from vaecli.lock import lock_folder
-from vaecli.run import CONFIG, METRICS, STATE, Settings, remove, remove_leftovers, run_files, write_config
+from vaecli.run import ANEW, CONFIG, METRICS, STATE, Settings, remove, remove_leftovers, run_files, write_config
 from vaecli.runtime import be_exact, choose_device, choose_precision, memory_errors
 from vaecli.services import Observer
 from vaecli.services.epochs import Run
@@ -73,13 +73,13 @@ def _train(
 
     continuing = resume and os.path.join(folder, STATE) in present
     if resume and not continuing and any(os.path.basename(path) not in FIRST_COMMIT for path in present):
-        raise VaeError(f"{folder} has lost its {STATE}, so it cannot go on. Use --overwrite, or another -o.")
+        raise VaeError(f"{folder} has lost its {STATE}, so it cannot go on. Restore it, or {ANEW}.")
     if continuing and (finished := already_finished(folder, settings, repair=check_folder is not None)):
         more = "" if settings.lr_schedule == "cosine" else "; a higher --epochs goes on"
         observer.note(f"The run is finished already{more}.")
         return finished if check_folder else None
     if resume and present:
-        refuse_moved_data(settings)
+        refuse_moved_data(folder, settings)
     with memory_errors(device):
         train_split, test_split = (
             data.load(settings.dataset, split, settings.data_dir, observer.note) for split in ("train", "test")
