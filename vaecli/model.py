@@ -57,6 +57,8 @@ class ConvVAE(nn.Module):
         if z_dim < 1:
             raise ValueError(f"z_dim must be at least 1, not {z_dim}")
         self.z_dim = z_dim
+        # Whether ReLUs overwrite what the layers give, which a hook may have kept; `engine.prepare` says yes.
+        self.in_place = False
         self.conv1 = nn.Conv2d(1, 32, kernel_size=3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=3, stride=2, padding=1)
         self.linear1mean = MapLinear(64 * 7 * 7, z_dim)
@@ -76,8 +78,8 @@ class ConvVAE(nn.Module):
             raise TypeError(f"images are {images.dtype}, but greys are floats in [0, 1]: divide bytes by 255")
         if images.shape[1:] != (1, 28, 28):
             raise ValueError(f"images are {tuple(images.shape)}, not (B, 1, 28, 28)")
-        h = F.relu(self.conv1(images.to(self.conv1.weight.dtype)))  # (B, 32, 14, 14)
-        h = F.relu(self.conv2(h))  # (B, 64, 7, 7)
+        h = F.relu(self.conv1(images.to(self.conv1.weight.dtype)), self.in_place)  # (B, 32, 14, 14)
+        h = F.relu(self.conv2(h), self.in_place)  # (B, 64, 7, 7)
         h = h.to(self.linear1mean.weight.dtype)  # codes stay float32 where the convolutions are bf16
         return Gaussian(self.linear1mean(h), self.linear1logvar(h))
 
@@ -89,10 +91,10 @@ class ConvVAE(nn.Module):
             # Not under `no_grad`, where there are forward-mode derivatives.
             h = z.to(self.linear2.weight.dtype)
             return phases.logits(self.linear2, self.deconv1, self.deconv2, self.conv3, h).to(z.dtype)
-        h = F.relu(self.linear2(z.to(self.linear2.weight.dtype)))  # (B, 3136)
+        h = F.relu(self.linear2(z.to(self.linear2.weight.dtype)), self.in_place)  # (B, 3136)
         h = h.view(-1, 64, 7, 7)  # (B, 64, 7, 7)
-        h = F.relu(self.deconv1(h))  # (B, 64, 15, 15)
-        h = F.relu(self.deconv2(h))  # (B, 32, 31, 31)
+        h = F.relu(self.deconv1(h), self.in_place)  # (B, 64, 15, 15)
+        h = F.relu(self.deconv2(h), self.in_place)  # (B, 32, 31, 31)
         logits: Tensor = self.conv3(h)  # (B, 1, 28, 28)
         return logits.to(z.dtype)
 
