@@ -256,7 +256,7 @@ def test_train_diverged_is_exit_3(invoke: Invoke) -> None:
         (["-d", "no-such-set"], "No data set"),
         (["-d", "/dev/null"], "neither a folder nor a regular file"),
         (["--device", "cuda:99"], "No CUDA device"),
-        (["-o", "/dev/null"], "Cannot use /dev/null as a run folder"),
+        (["-o", "/dev/null"], "Cannot use /dev/null: "),
         (["-o", "/dev/null/run"], "Cannot"),
     ],
 )
@@ -424,6 +424,34 @@ def test_encode_a_folder_with_splits_has_the_labels_of_its_classes(
         Image.fromarray(digits.images[0].numpy()).save(name)
     table = rows(invoke("encode", ckpt, folder).stdout)
     assert [row[:2] for row in table[1:]] == [[names[0], "3"], [names[1], "7"]]
+
+
+def test_classes_of_a_folder_have_the_models_numbers_in_a_data_set_too(
+    ckpt: str, invoke: Invoke, digits: data.Split
+) -> None:
+    """With fewer classes than the model knows, of which each keeps its colour, too."""
+    for index in range(20):
+        path = Path(f"set/{'37'[index % 2]}/{index:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.images[index].numpy()).save(path)
+    for images in (["-d", "set", "--split", "test"], ["-d", "set", "--split", "train"], ["set"]):
+        labels = [row[1] for row in rows(invoke("encode", ckpt, *images).stdout)[1:]]
+        assert set(labels) == {"3", "7"}, images
+    Path("set/3").rename("set/three")  # a class of another model
+    labels = [row[1] for row in rows(invoke("encode", ckpt, "-d", "set", "--split", "train").stdout)[1:]]
+    assert set(labels) == {"0", "1"}
+
+
+def test_arrays_of_greys_to_1_or_on_white_are_noted(ckpt: str, invoke: Invoke, digits: data.Split) -> None:
+    images = digits.images[:20].numpy()
+    np.savez("ones.npz", images=(images > 127).astype(np.uint8))
+    np.savez("paper.npz", images=255 - images)
+    np.savez("fine.npz", images=images)
+    for command in (["encode", ckpt], ["test", ckpt], ["train", "--dry-run"]):
+        assert "have greys of 0 to 1 in place of 255" in invoke(*command, "-d", "ones.npz").stderr
+        assert "Images with a bright background" in invoke(*command, "-d", "paper.npz").stderr
+        assert "Images" not in invoke(*command, "-d", "fine.npz").stderr
+    assert "(255 - images)" in invoke("test", ckpt, "-d", "paper.npz").stderr
 
 
 def test_files_that_are_no_images_are_passed_over_aloud(
@@ -675,6 +703,16 @@ def test_curves_of_a_sweep_that_has_just_begun(run_copy: Path, invoke: Invoke) -
     Path("c/run/config.json").write_text('{"name": "app"}')  # another program's
     assert "c/run/config.json is damaged" in assert_one_line(invoke("curves", "a/run", "c/run", "-o", "c.csv").stderr)
     assert not Path("c.csv").exists()
+
+
+def test_curves_say_where_a_log_scale_helps(run_copy: Path, invoke: Invoke) -> None:
+    lines = (run_copy / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0]) | {"train_loss": 1e6}
+    (run_copy / "metrics.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]))
+    assert "--log-scale keeps both apart" in invoke("curves", run_copy, "-o", "a.svg").stderr
+    for options in (["--log-scale"], ["--metric", "kl"]):
+        assert invoke("curves", run_copy, "-o", "a.svg", *options).stderr == ""
+    assert invoke("curves", run_copy, "-o", "a.csv").stderr == ""
 
 
 def test_curves_of_unfinished_and_resumed_runs_and_of_histories(run_copy: Path, invoke: Invoke) -> None:

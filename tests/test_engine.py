@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 def test_evaluation_measures_the_samples_that_are_encoded(digits: data.Split) -> None:
     """Those of each block of 1,000, however many are computed at once."""
     model = engine.prepare(engine.new_model(2, 0), CPU).eval()
+    assert model.in_place
     many = digits.images.repeat(17, 1, 1)[:2500]
     terms = engine.evaluate(model, many, seed=0, device=CPU)
     for block, images in engine.blocks(many):

@@ -157,14 +157,23 @@ def test_second_derivatives_are_those_of_torchs_own_layers(
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch's own, when torch.func is first used
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_may_be_taken_image_by_image(training: bool) -> None:
+@pytest.mark.parametrize("amx", [True, False])
+def test_gradients_may_be_taken_image_by_image(training: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaecli.layers._in_tiles", lambda h: amx)
     model = new_model(2, seed=0).double().train(training)
-    z = torch.randn(3, 2, dtype=torch.float64)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    x, eps = torch.rand(3, 1, 28, 28, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
 
-    def jacobian(z: Tensor) -> Any:
-        return torch.func.jacrev(lambda z: model.decode(z[None])[0])(z)
+    def loss(weights: dict[str, Tensor], x: Tensor, eps: Tensor) -> Tensor:
+        logits, posterior = torch.func.functional_call(model, weights, (x[None], eps[None]))
+        return negative_elbo(logits, posterior, x[None]).loss()[0]
 
-    torch.testing.assert_close(torch.func.vmap(jacobian)(z), torch.stack([jacobian(one) for one in z]))
+    gradient = torch.func.grad(loss)
+    together = torch.func.vmap(gradient, (None, 0, 0))(weights, x, eps)
+    for number in range(3):
+        one = gradient(weights, x[number], eps[number])
+        for name in weights:
+            torch.testing.assert_close(together[name][number], one[name])
 
 
 def test_hooks_see_every_layer_and_keep_what_they_saw() -> None:

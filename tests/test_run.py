@@ -77,7 +77,9 @@ def test_a_config_that_no_training_can_have_is_named(tmp_path: Path) -> None:
     write_config(str(tmp_path), Settings())
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace("0.001", "-1"))
-    with pytest.raises(VaeError, match=r"config\.json cannot be used: The setting lr cannot be -1\.0\."):
+    with pytest.raises(
+        VaeError, match=r"config\.json cannot be used: The setting lr cannot be -1\.0\. Put that right, or"
+    ):
         read_config(str(tmp_path))
 
 
@@ -179,7 +181,9 @@ def test_a_run_without_weights_is_told_from_a_folder_without_a_run(tmp_path: Pat
     for name in ("b", "c"):
         (tmp_path / name).mkdir()
         write_config(str(tmp_path / name), Settings())
+        (tmp_path / name / "check1.safetensors").touch()
     (tmp_path / "a").mkdir()
+    write_config(str(tmp_path / "a"), Settings())  # a run without weights
     with pytest.raises(CheckpointError, match=r"Name one of the runs in it, such as .*/b\.$"):
         find_checkpoint(tmp_path)
     write_config(str(tmp_path), Settings())

@@ -65,6 +65,13 @@ class Split:
             raise DataError(f"No images of {where} have the label '{label}'. Choose one of {names}.")
         return Split(self.images[rows], self.labels[rows], self.class_names)
 
+    def numbered_as(self, class_names: tuple[str, ...]) -> "Split":
+        """The same images, with the labels of these classes if all of its own are among them."""
+        if self.labels is None or not set(self.class_names) <= set(class_names):
+            return self
+        numbers = torch.tensor([class_names.index(name) for name in self.class_names])
+        return Split(self.images, numbers[self.labels], class_names)
+
     def sha256(self) -> str:
         """A digest over shape, pixels and labels."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
@@ -209,9 +216,12 @@ def _load_npz(path: str, split: SplitName) -> Split:
                 f"{path} is no data set: a damaged .npz, or none at all ({error}). Check --dataset."
             ) from error
     if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE):
-        raise DataError(f"'{prefix}images' in {path} is {images.dtype} {images.shape}. Make it uint8 (N, 28, 28).")
+        remedy = "Make it uint8 (N, 28, 28) with greys of 0 to 255."
+        raise DataError(f"'{prefix}images' in {path} is {images.dtype} {images.shape}. {remedy}")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
-        raise DataError(f"'{prefix}labels' in {path} is {labels.dtype} {labels.shape}. Make it one integer an image.")
+        raise DataError(
+            f"'{prefix}labels' in {path} is {labels.dtype} {labels.shape}. Make it integers ({len(images)},)."
+        )
     if not own:
         rows = _rows_of(split, len(images), path)
         images, labels = images[rows], None if labels is None else labels[rows]

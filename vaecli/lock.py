@@ -32,8 +32,8 @@ def lock_folder(folder: str, note: Callable[[str], None]) -> Iterator[Callable[[
         path.mkdir(parents=True, exist_ok=True)
         if os.access(path, os.W_OK):
             descriptor = _lock(path / LOCK, folder, note)
-    except OSError as error:
-        raise VaeError(f"Cannot use {folder} as a run folder: {reason(error)}. Choose another -o.") from error
+    except OSError as error:  # of the folder or its lock, which another user's killed training may have left
+        raise VaeError(f"Cannot use {error.filename or folder}: {reason(error)}. Choose another -o.") from error
 
     def check() -> None:
         if descriptor is not None and not _is_at(path / LOCK, descriptor):
@@ -59,11 +59,7 @@ def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
     from filelock import lock_descriptor
 
     with contextlib.ExitStack() as undo:
-        flags, stale = os.O_NOFOLLOW | os.O_NONBLOCK, False
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-        except PermissionError:  # maybe left by another user's training that was killed
-            descriptor, stale = os.open(path, os.O_RDONLY | flags), True
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         undo.callback(os.close, descriptor)
         try:
             if not lock_descriptor(descriptor, blocking=False):
@@ -76,9 +72,6 @@ def _lock(path: Path, folder: str, note: Callable[[str], None]) -> int:
         if _is_at(path, descriptor):
             if (found := os.pread(descriptor, 100, 0)) and not found.startswith(b"process "):
                 raise VaeError(f"{path} is not of a training. Remove it if nothing needs it, or use another -o.")
-            if stale:
-                os.unlink(path)
-                return _lock(path, folder, note)
             with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)

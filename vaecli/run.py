@@ -10,6 +10,7 @@ outputs/mnist-z2/
 
 import contextlib
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -92,7 +93,8 @@ def read_config(folder: str) -> Settings:
     try:
         return read_record(Settings, values, path)
     except UsageError as error:
-        raise VaeError(f"{path} cannot be used: {error}") from error
+        words = str(error).partition(". See")[0]
+        raise VaeError(f"{path} cannot be used: {words}. Put that right, or {ANEW}.") from error
 
 
 def write_config(folder: str, settings: Settings) -> None:
@@ -161,8 +163,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
     try:
         if not os.path.isdir(path):
             return path
-        names = sorted(os.listdir(path))
-        epochs = [int(match[1]) for match in map(_CHECK.fullmatch, names) if match]
+        epochs = [int(match[1]) for match in map(_CHECK.fullmatch, os.listdir(path)) if match]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {reason(error)}. Check the path.") from error
     if not epochs and os.path.exists(os.path.join(path, CONFIG)):
@@ -170,7 +171,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> str:
             f"The run in {path} has no weights file yet. Wait for it, or go on with '{resume_command(path)}'."
         )
     if not epochs:
-        runs = [os.path.join(path, name) for name in names if os.path.exists(os.path.join(path, name, CONFIG))]
+        runs = sorted(map(os.path.dirname, glob.glob(os.path.join(glob.escape(path), "*", "check*.safetensors"))))
         remedy = f"Name one of the runs in it, such as {runs[0]}." if runs else "Run 'vae train' first, or name a file."
         raise CheckpointError(f"{path} holds no check<N>.safetensors. {remedy}")
     return check_path(path, max(epochs))

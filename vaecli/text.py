@@ -69,7 +69,7 @@ def read_record(cls: Callable[..., Record], value: Any, what: str, error: type[V
         raise damaged("not a JSON object")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in sorted(value.keys() - fields.keys()):
-        raise error(f"{what} has an unknown field '{name}', maybe a newer vae's. Upgrade vaecli, or take it out.")
+        raise error(f"{what} has an unknown field '{name}', maybe a newer vae's. Upgrade vaecli, or restore it.")
     types_of = _types_of(cls)
     arguments: dict[str, Any] = {}
     for name, field in fields.items():

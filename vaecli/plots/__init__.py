@@ -87,7 +87,7 @@ def drawable(name: str) -> bool:
 
 def told_apart(names: Sequence[str]) -> list[str]:
     """Names as `plain` shows them; all are longer where short ones of different names would be the same."""
-    longest = 32
+    longest = 60
     while len({plain(name, longest) for name in names}) < len(set(names)) and longest < max(map(len, names)):
         longest += 8
     return [plain(name, longest) for name in names]

@@ -68,7 +68,9 @@ def _legend(runs: Mapping[str, Sequence[EpochRecord]], metric: Metric) -> tuple[
     colour = "0.35"
     if len(runs) == 1:
         handles, names, colour = [], [], class_colour(0)
-    handles += [Line2D([], [], color=colour, linestyle=style) for style in ("--", "-")]
+    dots: Any = {"marker": _marker(0), "markersize": 4.5} if len(runs) == 1 else {}
+    handles.append(Line2D([], [], color=colour, linestyle="--", markerfacecolor="white", **dots))
+    handles.append(Line2D([], [], color=colour, linestyle="-", **dots))
     names += ["training", "test"]
     if len(runs) <= MOST_SHADED and max(map(len, runs.values())) > 1:
         handles.append(Patch(color=colour, alpha=0.2, linewidth=0))
@@ -110,8 +112,10 @@ def _log_scale(axis: Axes) -> None:
     """Plain numbers at round places, also where all values lie within one power of ten."""
     axis.set_yscale("log", nonpositive="mask")
     low, high = axis.get_ylim()
-    if high < 20 * low:
+    if high < 2 * low:
         axis.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
+    elif high < 20 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
     else:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
     axis.yaxis.set_major_formatter("{x:g}")

@@ -65,7 +65,8 @@ def scatter(
     groups = _groups(labels, len(codes))
     named = [label for label in list(groups)[:MAX_NAMES] if label is not None]
     names = dict(zip(named, told_apart([_name(class_names, label) for label in named]), strict=True))
-    handles, entries = _legend(names if pairs else {}, len(groups) - len(names))  # of one dimension, the rows are named
+    unnamed = 0 if labels is None else len(groups) - len(names)
+    handles, entries = _legend(names if pairs else {}, unnamed)  # of one dimension, the rows are named
     legend_columns, legend_width = legend_size(entries)
 
     columns = {0: 1, 1: 1, 2: 2, 3: 3, 4: 2}.get(len(pairs), 3 if len(pairs) <= 6 else 4)
@@ -107,8 +108,9 @@ def _name(class_names: Sequence[str], label: int) -> str:
 def _legend(names: Mapping[int, str], unnamed: int) -> tuple[list[Line2D], list[str]]:
     handles = [Line2D([], [], linestyle="", marker="o", markersize=7, color=class_colour(n)) for n in names]
     entries = list(names.values())
-    if names and unnamed:
-        handles, entries = [*handles, Line2D([], [], linestyle="")], [*entries, f"and {unnamed:,} more"]
+    if unnamed:
+        more = f"and {unnamed:,} more" if names else f"{unnamed:,} more classes,\nnot shown"
+        handles, entries = [*handles, Line2D([], [], linestyle="")], [*entries, more]
     return [*handles, Line2D([], [], **_PRIOR)], [*entries, "prior 1σ, 2σ"]  # noqa: RUF001
 
 
@@ -206,10 +208,11 @@ def _ridges(axis: Axes, values: Codes, groups: Groups, names: Mapping[int, str],
     if names:
         axis.set_yticks(range(0, -len(rows), -1), list(names.values()))
         axis.set_ylim(0.9 - len(rows), 1.1)
+        axis.set_ylabel("share of each class's images")
     else:
         _stairs(axis, np.histogram(values, bins)[0], bins, 0, class_colour(0))
         axis.set_ylabel("images")
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     for sigma in (-2, -1, 1, 2):
         axis.axvline(sigma, zorder=0.5, **_PRIOR)
 

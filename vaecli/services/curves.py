@@ -1,7 +1,8 @@
 """`vae curves`: training and test loss by epoch, of runs or of checkpoints' histories. Needs no torch."""
 
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,6 +67,8 @@ def curves(
         if log_scale and not any(getattr(record, f"test_{metric}") > 0 for record in history):
             raise VaeError(f"No test {metric} of {path} is above 0. Leave out --log-scale.")
         runs[name] = history
+    if form != "csv" and not log_scale and _few_are_far_above(runs.values(), metric):
+        observer.note("A few values are far above the others: --log-scale keeps both apart.")
     data = to_csv(runs) if form == "csv" else plots.render(draw(runs, metric, log_scale), form)
     with open_output(output) as stream:
         stream.write(data)
@@ -89,6 +92,13 @@ def _history(path: str) -> Sequence[EpochRecord]:
             return ()
         raise
     return read_metadata(checkpoint).history
+
+
+def _few_are_far_above(histories: Iterable[Sequence[EpochRecord]], metric: Metric) -> bool:
+    """Whether the largest value makes a line along the axis of most others, as a first epoch's loss may."""
+    records = [record for history in histories for record in history]
+    values = [getattr(record, f"{split}_{metric}") for record in records for split in ("train", "test")]
+    return bool(max(values) > 20 * statistics.median(values) > 0)
 
 
 def _is_strange(path: str) -> bool:

@@ -66,7 +66,7 @@ def encode(
         key, count, blocks = _input_blocks(paths, names, observer.note)
     if invert:
         blocks = ((torch.from_numpy(inverted(images.numpy())), keys, labels) for images, keys, labels in blocks)
-    if paths or (dataset and image_roots(dataset)):
+    if paths or (dataset and dataset not in NAMED):
         blocks = _with_notes(blocks, invert, observer.note)
     if not count:
         raise DataError("There are no images to encode. Name files that hold some.")

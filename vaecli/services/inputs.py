@@ -10,6 +10,7 @@ import torch
 
 from vaecli import checkpoint, data, engine
 from vaecli.backgrounds import Backgrounds
+from vaecli.catalog import NAMED
 from vaecli.errors import DataError
 from vaecli.files import reason
 from vaecli.folders import image_roots
@@ -92,7 +93,7 @@ def find_split(
         else:  # a split that lacks the last classes knows no names of theirs
             names = max(found.class_names, opened.metadata.class_names, key=len)
             found = dataclasses.replace(found, class_names=names)
-    return found
+    return found.numbered_as(opened.metadata.class_names) if image_roots(name) else found
 
 
 def posterior_means(opened: Opened, images: torch.Tensor, observer: Observer) -> torch.Tensor:
@@ -105,12 +106,13 @@ def posterior_means(opened: Opened, images: torch.Tensor, observer: Observer) ->
 
 
 def note_background(dataset: str, splits: Sequence[data.Split], observer: Observer) -> None:
-    """Pictures of one's own are used as they are, also where scans were meant to be white on black, or show nothing."""
-    if not image_roots(dataset):
+    """Images of one's own are used as they are, also where white on black was meant, or where they show nothing."""
+    if dataset in NAMED:
         return
     seen = Backgrounds()
     for split in splits:
         seen.add(split.images.numpy())
-    remedy = "They are used so; for white on black, as MNIST is, invert the files first (mogrify -negate)."
+    how = "convert in.png -negate out.png" if image_roots(dataset) else "255 - images"
+    remedy = f"They are used so; for white on black, as MNIST is, invert copies of them first ({how})."
     for text in seen.notes(remedy):
         observer.note(text)
