@@ -448,7 +448,7 @@ def test_arrays_of_greys_to_1_or_on_white_are_noted(ckpt: str, invoke: Invoke, d
     np.savez("paper.npz", images=255 - images)
     np.savez("fine.npz", images=images)
     for command in (["encode", ckpt], ["test", ckpt], ["train", "--dry-run"]):
-        assert "have greys of 0 to 1 in place of 255" in invoke(*command, "-d", "ones.npz").stderr
+        assert "have greys of 0 to 1, not 255." in invoke(*command, "-d", "ones.npz").stderr
         assert "Images with a bright background" in invoke(*command, "-d", "paper.npz").stderr
         assert "Images" not in invoke(*command, "-d", "fine.npz").stderr
     assert "(255 - images)" in invoke("test", ckpt, "-d", "paper.npz").stderr

@@ -47,8 +47,8 @@ class Backgrounds:
         """A line on those that show nothing, and one on those that are dark on light, which ends in `remedy`."""
         if self._empty.count:
             yield (
-                f"Images that show next to nothing: {self._empty.of(self._count)}. They are blank, have greys of 0 to "
-                "1 in place of 255, or dark ink on a transparent ground, which becomes black: lay such on white first."
+                f"Images that show next to nothing: {self._empty.of(self._count)}. They are blank, or dark ink on "
+                "transparent ground, which becomes black (lay such on white first), or have greys of 0 to 1, not 255."
             )
         if self._bright.count:
             yield f"Images with a bright background, as paper has: {self._bright.of(self._count)}. {remedy}"
