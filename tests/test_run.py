@@ -78,7 +78,7 @@ def test_a_config_that_no_training_can_have_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace("0.001", "-1"))
     with pytest.raises(
-        VaeError, match=r"config\.json cannot be used: The setting lr cannot be -1\.0\. Put that right, or"
+        VaeError, match=r"config\.json cannot be used\. The setting lr cannot be -1\.0\. Put that right, or"
     ):
         read_config(str(tmp_path))
 

@@ -246,9 +246,8 @@ def encode(
     """
     if output.endswith("/"):
         raise UsageError(f"A table is one file, and {output} names a folder. Name a file with -o.")
-    chosen = form or _format(
-        output, get_args(options.CodesFormat), "csv", f", or --format {', '.join(get_args(options.CodesFormat))}"
-    )
+    formats = get_args(options.CodesFormat)
+    chosen = form or _format(output, formats, "csv", f", or --format {', '.join(formats)}")
     if inputs and (unused := _typed(context) & {"split", "dataset"}):
         names = " and ".join(f"--{name}" for name in sorted(unused))
         raise UsageError(f"INPUT does not go with {names}. Name the images one way.")
@@ -381,7 +380,7 @@ def scatter(
       vae scatter outputs/mnist-z16 --pca -o pca.pdf
     """
     output = output or _beside(ckpt, "scatter.png")
-    form = _format(output, ("png", "svg", "pdf"), "png", "")
+    form = _format(output, ("png", "svg", "pdf"), "png")
     _check_json(json, output)
     from vaecli.services.scatter import scatter as service
 
@@ -431,7 +430,7 @@ def curves(
       vae curves outputs/mnist-z2 outputs/mnist-z4 -o runs.csv
     """
     output = output or (_beside(runs[0], "curves.png") if len(runs) == 1 else "curves.png")
-    form = _format(output, ("png", "svg", "pdf", "csv"), "png", "")
+    form = _format(output, ("png", "svg", "pdf", "csv"), "png")
     _check_json(json, output)
     if form == "csv" and (unused := _typed(context) & {"metric", "log_scale"}):
         names = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
@@ -454,8 +453,8 @@ def _beside(checkpoint: str, name: str) -> str:
     return os.path.join(checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint), name)
 
 
-def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> Any:
-    """The output's format by its suffix; the default on stdout. Raises UsageError for any other."""
+def _format(output: str, known: tuple[str, ...], default: str, other: str = "") -> Any:
+    """The output's format by its suffix; the default on stdout. Raises UsageError for another, with `other` ways."""
     suffix = os.path.splitext(output)[1].lower().removeprefix(".")
     if suffix in known:
         return suffix
@@ -463,7 +462,7 @@ def _format(output: str, known: tuple[str, ...], default: str, remedy: str) -> A
     if output == "-" or special:  # a device, such as /dev/null, or a named pipe
         return default
     names = ", ".join(f".{name}" for name in known)
-    raise UsageError(f"No format for '{output}': its suffix is none of {names}. Use one of these{remedy}.")
+    raise UsageError(f"No format for '{output}': its suffix is none of {names}. Use one of these{other}.")
 
 
 def _images_format(output: str) -> Any:

@@ -68,7 +68,7 @@ class Settings:
         }
         for name, fine in sound.items():
             if not fine:
-                raise UsageError(f"The setting {name} cannot be {getattr(self, name)}. See 'vae train --help'.")
+                raise UsageError(f"The setting {name} cannot be {getattr(self, name)}.")
 
 
 def default_folder(dataset: str, z_dim: int) -> str:
@@ -93,8 +93,7 @@ def read_config(folder: str) -> Settings:
     try:
         return read_record(Settings, values, path)
     except UsageError as error:
-        words = str(error).partition(". See")[0]
-        raise VaeError(f"{path} cannot be used: {words}. Put that right, or {ANEW}.") from error
+        raise VaeError(f"{path} cannot be used. {error} Put that right, or {ANEW}.") from error
 
 
 def write_config(folder: str, settings: Settings) -> None:

@@ -90,13 +90,8 @@ def require_settings(folder: str, settings: Settings, metadata: Metadata) -> Non
     before = metadata.training
     if before.lr_schedule == "constant":  # else the total is part of the schedule
         before = dataclasses.replace(before, epochs=settings.epochs)
-    made, wanted = (
-        {"z_dim": z_dim} | dataclasses.asdict(training)
-        for z_dim, training in (
-            (metadata.z_dim, before),
-            (settings.z_dim, training_of(settings)),
-        )
-    )
+    made = {"z_dim": metadata.z_dim, **dataclasses.asdict(before)}
+    wanted = {"z_dim": settings.z_dim, **dataclasses.asdict(training_of(settings))}
     for name, value in wanted.items():
         if made[name] != value:
             raise VaeError(
